@@ -1,0 +1,1 @@
+"""Hidden states, from text to shuffled batches; knows nothing of dictionaries."""

@@ -1,0 +1,259 @@
+"""LightningDataModule over one activation store, which it can have made."""
+
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Literal
+
+import lightning as L
+import numpy as np
+import torch
+from lightning.pytorch.utilities import rank_zero_only
+from numpy.typing import NDArray
+from torch import Tensor
+
+from atoms.activations.harvest import harvest as harvest_store
+from atoms.activations.harvest_spec import HarvestSpec
+from atoms.activations.planted import PlantedSpec, load_truth, plant
+from atoms.activations.spec import stored_spec
+from atoms.activations.store import ActivationStore
+from atoms.activations.stream import OrderedBatch, OrderedStream, TrainStream
+from atoms.errors import AtomsError
+from atoms.geometry import AtomicInnerProduct, Moments
+
+MIB = 2**20
+
+
+class RowLoader:
+    """A split in stored order as ``{site: rows}``, for Lightning's evaluation loops."""
+
+    def __init__(self, stream: OrderedStream) -> None:
+        self.stream = stream
+
+    def __len__(self) -> int:
+        return len(self.stream)
+
+    def __iter__(self) -> Iterator[dict[str, Tensor]]:
+        return (batch.rows for batch in self.stream)
+
+
+class ActivationDataModule(L.LightningDataModule):
+    """Rows of hidden states, streamed from a Zarr store.
+
+    Say where rows come from with one of ``store`` (an existing store: neither model, corpus nor network is needed),
+    ``harvest`` (a language model over a corpus) or ``planted`` (synthetic rows with known atoms). ``store`` together
+    with one of the others names the directory to write.
+
+    Args:
+        store: Directory of the store; found from the settings' digest if left out.
+        harvest: The language model, corpus and sites to harvest if the store is missing.
+        planted: Synthetic rows to make if the store is missing.
+        batch_size: Rows of an optimizer step's batch, all ranks together.
+        lanes: Lanes the shuffled order is dealt to; a multiple of the number of ranks that divides the batch.
+        pool_mib: Memory of the shuffle pools in MiB, all ranks together.
+        max_norm: Leave out rows whose norm exceeds this multiple of the site's median; null keeps all.
+        seed: Seed of the order of rows.
+        verify: ``first`` checks each chunk's checksum on its first read, ``always`` on every read.
+    """
+
+    def __init__(
+        self,
+        store: str | None = None,
+        harvest: HarvestSpec | None = None,
+        planted: PlantedSpec | None = None,
+        batch_size: int = 4096,
+        lanes: int = 8,
+        pool_mib: int = 1024,
+        max_norm: float | None = 10.0,
+        seed: int = 0,
+        verify: Literal["first", "always"] = "first",
+    ) -> None:
+        super().__init__()
+        if harvest is not None and planted is not None:
+            raise AtomsError("data.harvest and data.planted are both set: keep one of them")
+        self.source = harvest or planted
+        if store is None and self.source is None:
+            raise AtomsError("data has neither store, harvest nor planted: set data.store to the directory of a store")
+        if batch_size < 1:
+            raise AtomsError(f"data.batch_size is {batch_size}: give at least 1")
+        self.batch_size, self.lanes, self.pool_mib = batch_size, lanes, pool_mib
+        self.max_norm, self.seed, self.verify = max_norm, seed, verify
+        self.path = Path(store) if store is not None else self._source_directory()
+        self.width = self._find_widths()
+        self.train_rows_beside = False
+        self.predict_split = "val"
+        self.used_sites: list[str] | None = None
+        """Sites to read; the module that trains names those its members learn. None reads all."""
+        self._store: ActivationStore | None = None
+        self._masks: dict[str, NDArray[np.bool_] | None] = {}
+
+    def _source_directory(self) -> Path:
+        assert self.source is not None
+        return self.source.directory()
+
+    def _find_widths(self) -> dict[str, int]:
+        stored = stored_spec(self.path)
+        if stored is not None:
+            return stored.sites
+        if self.source is None:
+            raise AtomsError(f"data.store is {self.path}, where there is no store: mend the path, or set data.harvest")
+        return self.source.widths()
+
+    # ------------------------------------------------------------------------------------------ making the store
+
+    @property
+    def complete(self) -> bool:
+        """Whether the store is there and whole."""
+        return (self.path / "complete.json").exists()
+
+    def ensure(self, trainer_settings: dict[str, Any]) -> None:
+        """Make the store if it is not whole. Every rank calls it; outside any running trainer.
+
+        Args:
+            trainer_settings: Where to run (accelerator, devices, strategy, num_nodes); the source may override them.
+
+        Raises:
+            AtomsError: If the store is not whole and nothing says how to make it, or making it fails.
+        """
+        if self.complete:
+            return
+        if self.source is None:
+            ActivationStore.open(self.path)  # says what is wrong with it
+            return
+        if isinstance(self.source, HarvestSpec):
+            harvest_store(self.source, self.path, trainer_settings)
+        elif rank_zero_only.rank == 0:
+            plant(self.source, self.path)
+        else:
+            self._await_store()
+
+    def _await_store(self) -> None:
+        """Wait for the first rank, which makes the store alone."""
+        while not self.complete:
+            time.sleep(0.2)
+
+    def prepare_data(self) -> None:
+        """Fail clearly where the store is not whole; making it is `ensure`'s."""
+        ActivationStore.open(self.path, self.verify)
+
+    # ------------------------------------------------------------------------------------------ reading it
+
+    def setup(self, stage: str) -> None:
+        """Open the store."""
+        _ = self.store
+
+    @property
+    def store(self) -> ActivationStore:
+        """The open store."""
+        if self._store is None:
+            self._store = ActivationStore.open(self.path, self.verify)
+        return self._store
+
+    @property
+    def truth(self) -> Tensor | None:
+        """Planted atoms (T, H), or None."""
+        return load_truth(self.path)
+
+    def valid(self, split: str) -> NDArray[np.bool_] | None:
+        """Rows that no site's norm excludes, (N,) bool; None where all are kept.
+
+        The medians are those of the training rows, for every split.
+        """
+        if self.max_norm is None:
+            return None
+        if split not in self._masks:
+            mask = np.ones(self.store.n_rows(split), bool)
+            for site in self.store.sites:
+                limit = self.max_norm * float(np.median(self.store.norms("train", site)))
+                mask &= self.store.norms(split, site) <= limit
+            self._masks[split] = None if mask.all() else mask
+        return self._masks[split]
+
+    def num_rows(self, split: str) -> int:
+        """Rows of a split that are used."""
+        mask = self.valid(split)
+        return self.store.n_rows(split) if mask is None else int(mask.sum())
+
+    @property
+    def num_train_batches(self) -> int:
+        """Global batches of an epoch."""
+        return self.num_rows("train") // self.batch_size
+
+    def moments(self, site: str) -> Moments:
+        """Moments of the training rows that are used."""
+        moments = Moments.load(self.store.moments_path(site))
+        mask = self.valid("train")
+        if mask is None:
+            return moments
+        # The few rows left out are subtracted: only their chunks are read.
+        for chunk, rows in enumerate(self.store.chunks("train")):
+            excluded = np.flatnonzero(~mask[rows.start : rows.stop])
+            if len(excluded):
+                values = self.store.to_torch(self.store.read_chunk("train", site, chunk))
+                out = Moments.from_rows(values[torch.from_numpy(excluded)])
+                moments = Moments(moments.count - out.count, moments.total - out.total, moments.outer - out.outer)
+        return moments
+
+    def geometry(self, site: str) -> AtomicInnerProduct:
+        """The atomic inner product of a site, from its training rows."""
+        return AtomicInnerProduct.from_moments(self.moments(site))
+
+    def order_settings(self) -> dict[str, Any]:
+        """Settings that fix which rows make up which batch, as keyword arguments; a resumed fit must share them."""
+        return {
+            "batch_size": self.batch_size,
+            "lanes": self.lanes,
+            "pool_mib": self.pool_mib,
+            "max_norm": self.max_norm,
+            "seed": self.seed,
+        }
+
+    # ------------------------------------------------------------------------------------------ loaders
+
+    @property
+    def _ranks(self) -> dict[str, int]:
+        trainer = self.trainer
+        return {"rank": trainer.global_rank, "world_size": trainer.world_size} if trainer else {"rank": 0, "world_size": 1}
+
+    def train_dataloader(self) -> TrainStream:
+        """Shuffled training rows."""
+        on_cuda = self.trainer is not None and self.trainer.strategy.root_device.type == "cuda"
+        return TrainStream(
+            self.store,
+            "train",
+            self.used_sites,
+            batch_size=self.batch_size,
+            lanes=self.lanes,
+            seed=self.seed,
+            pool_bytes=self.pool_mib * MIB,
+            valid=self.valid("train"),
+            pin_memory=on_cuda,
+            **self._ranks,
+        )
+
+    def ordered(self, split: str, limit_rows: int | None = None) -> OrderedStream:
+        """A split in stored order, row numbers included."""
+        return OrderedStream(
+            self.store,
+            split,
+            self.used_sites,
+            batch_size=self.batch_size,
+            valid=self.valid(split),
+            limit_rows=limit_rows,
+            **self._ranks,
+        )
+
+    def val_dataloader(self) -> list[RowLoader]:
+        """Held-out rows; with `train_rows_beside` also as many training rows, for the memorisation gap."""
+        loaders = [RowLoader(self.ordered("val"))]
+        if self.train_rows_beside:
+            loaders.append(RowLoader(self.ordered("train", limit_rows=self.num_rows("val"))))
+        return loaders
+
+    def test_dataloader(self) -> RowLoader:
+        """Rows of the test split."""
+        return RowLoader(self.ordered("test"))
+
+    def predict_dataloader(self) -> OrderedStream:
+        """Rows of `predict_split` with their row numbers."""
+        return self.ordered(self.predict_split)

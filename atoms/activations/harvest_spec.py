@@ -1,0 +1,102 @@
+"""What to harvest: model, corpus, places; and the store that follows from it."""
+
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Literal
+
+from atoms.activations.grouping import SHINGLE
+from atoms.activations.identity import digest_of
+from atoms.activations.language_model import ModelSpec, ResolvedModel, meta_model, resolve
+from atoms.activations.sites import site_widths
+from atoms.activations.spec import STORAGE
+from atoms.activations.text import Corpus
+from atoms.errors import AtomsError
+
+
+@dataclass
+class HarvestSpec:
+    """Run a language model over a corpus and keep what its sites show, one row per token.
+
+    Special and padding tokens are run, as the model expects them, and leave no row.
+    """
+
+    model: ModelSpec
+    """The language model."""
+    corpus: Corpus
+    """The text."""
+    sites: list[str]
+    """Places in the model: ``resid.3`` (after block 3, counted from 0), ``mlp.3``, ``attn.3``, or any module's path."""
+    root: str = "activations"
+    """Directory under which stores are kept."""
+    context: int = 128
+    """Longest sequence in tokens, special tokens not counted."""
+    dtype: Literal["auto", "float32", "float16", "bfloat16"] = "auto"
+    """Type rows are stored in; auto is the type the model computes in."""
+    val: float = 0.1
+    """Share of tokens held out for validation, by groups of near-duplicate documents."""
+    test: float = 0.1
+    """Share of tokens held out for test."""
+    seed: int = 0
+    """Seed of splits and of the order of rows."""
+    memory_mib: int = 512
+    """Memory of one block of rows per rank, in MiB: the window in which rows are shuffled when written."""
+    batch_tokens: int = 16384
+    """Tokens of one forward pass, padding included."""
+    trainer: dict[str, Any] = field(default_factory=dict)
+    """Trainer settings that differ from the fit's: accelerator, devices, strategy, num_nodes."""
+
+    def __post_init__(self) -> None:
+        """Check what cannot work."""
+        if not self.sites:
+            raise AtomsError("data.harvest.sites is empty: name at least one place, for example resid.3")
+        if len(set(self.sites)) < len(self.sites):
+            raise AtomsError(f"data.harvest.sites names a place twice: {', '.join(self.sites)}")
+        if self.context < 1 or self.batch_tokens < 1 or self.memory_mib < 1:
+            raise AtomsError("data.harvest.context, batch_tokens and memory_mib must be at least 1")
+        if not (0 < self.val < 1 and 0 < self.test < 1 and self.val + self.test < 1):
+            raise AtomsError(
+                f"data.harvest.val={self.val} and test={self.test}: give shares above 0 that leave some for training"
+            )
+
+    # ------------------------------------------------------------------------------------------ who it is
+
+    @cached_property
+    def resolved(self) -> ResolvedModel:
+        """The model, found and checked."""
+        return resolve(self.model)
+
+    @property
+    def storage(self) -> str:
+        """Type rows are stored in."""
+        if self.dtype != "auto":
+            return self.dtype
+        name = str(self.resolved.dtype).removeprefix("torch.")
+        return name if name in STORAGE else "float32"
+
+    @cached_property
+    def identity(self) -> dict[str, Any]:
+        """Everything the rows' values depend on; two harvests with equal identities have equal rows."""
+        return {
+            "kind": "harvest",
+            "model": self.resolved.identity,
+            "model_name": self.model.name,
+            "compute_dtype": str(self.resolved.dtype).removeprefix("torch."),
+            "corpus": self.corpus.digest(),
+            "corpus_settings": self.corpus.describe(),
+            "sites": self.sites,
+            "context": self.context,
+            "dtype": self.storage,
+            "shares": {"val": self.val, "test": self.test},
+            "shingle": SHINGLE,
+            "seed": self.seed,
+        }
+
+    def directory(self) -> Path:
+        """Where the store is kept: a name that carries the identity's digest."""
+        name = "".join(c if c.isalnum() or c in "-_" else "-" for c in self.model.name.removeprefix("package:"))
+        return Path(self.root) / f"{name.strip('-')}-{digest_of(self.identity)[:12]}"
+
+    def widths(self) -> dict[str, int]:
+        """Width of every site, from a model without weights."""
+        return site_widths(meta_model(self.resolved), self.sites)

@@ -1,0 +1,348 @@
+"""Find, check and load a Hugging Face model and its tokenizer.
+
+`resolve` turns what the user wrote into a model whose content is known: a folder whose files are hashed, or a hub
+repository pinned to a commit. Everything else takes the result, so nothing unchecked is ever run. Weights are read
+from safetensors alone and no code from a repository is executed.
+"""
+
+import difflib
+import fnmatch
+import hashlib
+import importlib.util
+from collections.abc import Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from huggingface_hub import HfApi, is_offline_mode
+from numpy.typing import NDArray
+from transformers import AutoConfig, AutoModel, AutoTokenizer, PretrainedConfig, PreTrainedModel
+from transformers.tokenization_utils_base import PreTrainedTokenizerBase
+from transformers.utils.hub import cached_file
+
+from atoms.errors import AtomsError
+
+_PACKAGE = "package:"
+_WEIGHTS = "model.safetensors"
+_DECISIVE = ("*.safetensors", "config.json", "tokenizer*", "vocab*", "merges.txt", "special_tokens_map.json")
+_HUB_TIMEOUT = 10.0  # seconds
+_OFFSET_POSITIONS = {"roberta", "xlm-roberta", "xlm-roberta-xl", "camembert", "mpnet", "longformer", "data2vec-text"}
+
+
+@dataclass(frozen=True)
+class ModelSpec:
+    """Which language model to read."""
+
+    name: str
+    """Hub id (``openai-community/gpt2``), local folder, or ``package:NAME/FOLDER`` inside an installed package."""
+    revision: str | None = None
+    """Branch, tag or commit of a hub repository."""
+    sha256: str | None = None
+    """Expected digest of ``model.safetensors``, checked before the weights are used."""
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    """Precision of the weights in memory; ``auto`` keeps the checkpoint's own."""
+
+
+@dataclass(frozen=True)
+class ResolvedModel:
+    """A model that was found and whose content is known."""
+
+    path: str
+    """Local folder or hub id."""
+    revision: str | None
+    """Commit of the hub repository; None for a folder."""
+    config: PretrainedConfig
+    """The model's configuration; nothing else has been loaded yet."""
+    identity: str
+    """Digest that changes with the weights, configuration or tokenizer, and with nothing else."""
+    dtype: str
+    """Precision to load the weights in."""
+
+
+def resolve(spec: ModelSpec) -> ResolvedModel:
+    """Find the model a user named, check its digest and read its configuration.
+
+    A folder's files are hashed. A hub id is looked up in the local cache first, then online unless
+    ``HF_HUB_OFFLINE`` is set, and pinned to a commit.
+
+    Args:
+        spec: What to look for.
+
+    Returns:
+        The model, with weights neither loaded nor, for the hub, downloaded (unless a digest is to be checked).
+
+    Raises:
+        AtomsError: If there is no such model, its digest differs, or it is of a kind that cannot be read.
+    """
+    folder = _package_folder(spec.name) if spec.name.startswith(_PACKAGE) else _local_folder(spec.name)
+    resolved = _resolve_hub(spec) if folder is None else _resolve_folder(spec, folder)
+    if resolved.config.is_encoder_decoder:
+        raise AtomsError(
+            f"harvest.model.name={spec.name!r} is an encoder-decoder ({resolved.config.model_type}); "
+            "name an encoder or a causal language model"
+        )
+    return resolved
+
+
+def load_tokenizer(resolved: ResolvedModel) -> PreTrainedTokenizerBase:
+    """Load the tokenizer that belongs to a resolved model."""
+    try:
+        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(resolved.path, **_source(resolved))
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise AtomsError(f"harvest.model.name={resolved.path!r}: no usable tokenizer ({_first_line(error)})") from error
+    return tokenizer
+
+
+def load_model(resolved: ResolvedModel) -> PreTrainedModel:
+    """Load the model without its head, in evaluation mode and frozen, on the CPU.
+
+    Raises:
+        AtomsError: If the weights cannot be read, or do not fill the whole model.
+    """
+    try:
+        model, info = AutoModel.from_pretrained(
+            resolved.path, config=resolved.config, dtype=resolved.dtype, use_safetensors=True,
+            output_loading_info=True, **_source(resolved),
+        )  # fmt: skip
+    except (OSError, ValueError, RuntimeError) as error:
+        raise AtomsError(f"harvest.model.name={resolved.path!r}: cannot load weights ({_first_line(error)})") from error
+    # A pooler reads the last hidden state and is not part of the language model; many checkpoints lack it.
+    missing = sorted(key for key in info["missing_keys"] if not key.startswith("pooler."))
+    if missing:
+        raise AtomsError(
+            f"harvest.model.name={resolved.path!r}: the checkpoint lacks {len(missing)} weights, e.g. {missing[0]!r}, "
+            "which would be random; name a complete checkpoint"
+        )
+    return _prepare(model)
+
+
+def meta_model(resolved: ResolvedModel) -> PreTrainedModel:
+    """Build the same model on the meta device: every module and shape, no weights."""
+    with torch.device("meta"):
+        model: PreTrainedModel = AutoModel.from_config(resolved.config)  # type: ignore[no-untyped-call]
+    return _prepare(model)
+
+
+def tokenize(tokenizer: PreTrainedTokenizerBase, texts: Iterable[str], batch: int = 1000) -> list[NDArray[np.int32]]:
+    """Token ids of each text, whole and without special tokens.
+
+    Args:
+        tokenizer: Any Hugging Face tokenizer.
+        texts: One string per document.
+        batch: Documents tokenised at a time.
+
+    Returns:
+        One array of shape (tokens,) per document.
+    """
+    documents: list[NDArray[np.int32]] = []
+    texts = iter(texts)
+    while block := list(islice(texts, batch)):
+        # verbose=False: documents longer than the model's context are cut later, so the warning does not apply
+        ids = tokenizer(block, add_special_tokens=False, truncation=False, verbose=False)["input_ids"]
+        documents.extend(np.array(document, dtype=np.int32) for document in ids)
+    return documents
+
+
+@dataclass(frozen=True)
+class SpecialTokens:
+    """What a model expects around a chunk of text: ``[CLS] … [SEP]`` for BERT, a leading BOS for Llama."""
+
+    prefix: tuple[int, ...]
+    """Ids before the chunk."""
+    suffix: tuple[int, ...]
+    """Ids after the chunk."""
+
+    def __len__(self) -> int:
+        return len(self.prefix) + len(self.suffix)
+
+    def wrap(self, ids: NDArray[np.int32]) -> NDArray[np.int32]:
+        """The chunk with its special tokens, shape (tokens + len(self),)."""
+        return np.concatenate([self.prefix, ids, self.suffix]).astype(np.int32)
+
+
+def special_tokens(tokenizer: PreTrainedTokenizerBase) -> SpecialTokens:
+    """Learn a tokenizer's special tokens from what it puts around a plain word.
+
+    Raises:
+        AtomsError: If the word's own tokens cannot be told from what surrounds them.
+    """
+    bare = list(tokenizer("the", add_special_tokens=False)["input_ids"])
+    dressed = list(tokenizer("the", add_special_tokens=True)["input_ids"])
+    starts = [at for at in range(len(dressed)) if dressed[at : at + len(bare)] == bare]
+    if not bare or len(starts) != 1:
+        raise AtomsError(
+            f"harvest.model.name: cannot tell the special tokens of {type(tokenizer).__name__} from text: "
+            f"'the' is {bare} without them and {dressed} with them"
+        )
+    start = starts[0]
+    return SpecialTokens(tuple(dressed[:start]), tuple(dressed[start + len(bare) :]))
+
+
+def pad_batch(
+    chunks: Sequence[NDArray[np.int32]], special: SpecialTokens, pad_id: int | None
+) -> tuple[dict[str, torch.Tensor], torch.Tensor]:
+    """Stack chunks of text into one batch, wrapped in special tokens and padded on the right.
+
+    Args:
+        chunks: Token ids, arrays of shape (tokens,).
+        special: The model's special tokens.
+        pad_id: The tokenizer's padding id; without one, 0 is used and masked like any other padding.
+
+    Returns:
+        ``input_ids`` and ``attention_mask``, int64 of shape (batch, sequence), and a boolean mask of the same shape
+        that selects the chunks' own tokens, in order.
+    """
+    lengths = torch.tensor([len(chunk) for chunk in chunks])
+    width = int(lengths.max()) + len(special)
+    input_ids = torch.full((len(chunks), width), pad_id or 0)
+    for row, chunk in zip(input_ids, chunks, strict=True):
+        row[: len(chunk) + len(special)] = torch.from_numpy(special.wrap(chunk))
+    position = torch.arange(width)
+    attention_mask = (position < (lengths + len(special))[:, None]).long()
+    first = len(special.prefix)
+    own = (position >= first) & (position < (first + lengths)[:, None])
+    return {"input_ids": input_ids, "attention_mask": attention_mask}, own
+
+
+def max_context(config: PretrainedConfig, tokenizer: PreTrainedTokenizerBase) -> int | None:
+    """Most tokens of text that fit one sequence, special tokens taken off; None where the model sets no limit."""
+    text_config = config.get_text_config()
+    limits = []
+    if (positions := getattr(text_config, "max_position_embeddings", None)) is not None:
+        # These families number positions from the padding id on, and waste the rows before.
+        wasted = text_config.pad_token_id + 1 if text_config.model_type in _OFFSET_POSITIONS else 0
+        limits.append(positions - wasted)
+    if tokenizer.model_max_length < 2**31:  # a tokenizer that does not know says 1e30
+        limits.append(tokenizer.model_max_length)
+    return min(limits) - len(special_tokens(tokenizer)) if limits else None
+
+
+def _prepare(model: PreTrainedModel) -> PreTrainedModel:
+    """Evaluation mode, frozen, and no key-value cache, which nothing here would read."""
+    model.config.use_cache = False
+    model.eval()  # type: ignore[no-untyped-call]
+    model.requires_grad_(False)
+    return model
+
+
+def _package_folder(name: str) -> Path:
+    """The folder inside an installed package, found without importing the package."""
+    package, _, inside = name.removeprefix(_PACKAGE).partition("/")
+    found = importlib.util.find_spec(package) if package.isidentifier() else None
+    if found is None or not found.submodule_search_locations:
+        install = "atoms[demo]" if package.startswith("gt_") else package
+        raise AtomsError(f"harvest.model.name={name!r}: package {package!r} is not installed; pip install {install!r}")
+    folder = Path(found.submodule_search_locations[0]) / inside
+    if not folder.is_dir():
+        raise AtomsError(f"harvest.model.name={name!r}: the package holds no folder {inside!r}{_nearest(folder)}")
+    return folder
+
+
+def _local_folder(name: str) -> Path | None:
+    """The folder a name stands for, or None for a hub id."""
+    folder = Path(name).expanduser()
+    if folder.is_dir():
+        return folder
+    meant_as_path = name.startswith((".", "/", "~")) or name.count("/") > 1 or ("/" in name and folder.parent.is_dir())
+    if meant_as_path:
+        raise AtomsError(f"harvest.model.name={name!r} is not a folder{_nearest(folder)}")
+    return None
+
+
+def _nearest(folder: Path) -> str:
+    """A hint at the sibling that was probably meant."""
+    siblings = [entry.name for entry in folder.parent.iterdir() if entry.is_dir()] if folder.parent.is_dir() else []
+    near = difflib.get_close_matches(folder.name, siblings, n=1)
+    return f"; did you mean {str(folder.parent / near[0])!r}?" if near else "; check the path"
+
+
+def _resolve_folder(spec: ModelSpec, folder: Path) -> ResolvedModel:
+    weights = sorted(folder.glob("*.safetensors"))
+    if not weights:
+        raise AtomsError(
+            f"harvest.model.name={spec.name!r}: {folder} holds no *.safetensors weights; convert the model once with "
+            "model.save_pretrained(folder), pickled weights are not read"
+        )
+    files = sorted(file for file in folder.iterdir() if any(fnmatch.fnmatch(file.name, like) for like in _DECISIVE))
+    with ThreadPoolExecutor() as pool:  # hashing releases the interpreter's lock; large models come in many shards
+        digests = dict(zip((file.name for file in files), pool.map(_sha256, files), strict=True))
+    if spec.sha256 is not None:
+        _check_sha256(spec, digests.get(_WEIGHTS))
+    identity = hashlib.sha256(repr(sorted(digests.items())).encode()).hexdigest()
+    return ResolvedModel(str(folder), None, _config(spec, str(folder), local_files_only=True), identity, spec.dtype)
+
+
+def _resolve_hub(spec: ModelSpec) -> ResolvedModel:
+    """Pin a hub id to a commit: what the cache holds, otherwise what the hub serves now."""
+    try:
+        config = _config(spec, spec.name, revision=spec.revision, local_files_only=True)
+    except AtomsError:
+        if is_offline_mode():
+            raise
+        config = _config(spec, spec.name, revision=_hub_commit(spec), local_files_only=False)
+    commit = config._commit_hash
+    if spec.sha256 is not None:
+        try:
+            file = cached_file(spec.name, _WEIGHTS, revision=commit, local_files_only=is_offline_mode())
+        except OSError as error:
+            raise AtomsError(f"harvest.model.sha256: cannot check {spec.name!r} ({_first_line(error)})") from error
+        _check_sha256(spec, None if file is None else _sha256(Path(file)))
+    identity = hashlib.sha256(f"{spec.name}@{commit}".encode()).hexdigest()
+    return ResolvedModel(spec.name, commit, config, identity, spec.dtype)
+
+
+def _hub_commit(spec: ModelSpec) -> str:
+    try:
+        commit = HfApi().model_info(spec.name, revision=spec.revision, timeout=_HUB_TIMEOUT).sha
+    except Exception as error:  # the HTTP client and its exceptions differ between versions of huggingface_hub
+        raise _not_found(spec, error) from error
+    assert commit is not None  # only absent from listings
+    return commit
+
+
+def _config(spec: ModelSpec, path: str, **source: Any) -> PretrainedConfig:
+    try:
+        config: PretrainedConfig = AutoConfig.from_pretrained(path, trust_remote_code=False, **source)
+    except (OSError, ValueError, KeyError) as error:
+        raise _not_found(spec, error) from error
+    return config
+
+
+def _not_found(spec: ModelSpec, error: Exception) -> AtomsError:
+    where = spec.name if spec.revision is None else f"{spec.name} at revision {spec.revision}"
+    return AtomsError(
+        f"harvest.model.name: no model {where!r} as a folder, in the local cache or on the hub "
+        f"({_first_line(error)}); check the name, or name a local folder"
+    )
+
+
+def _source(resolved: ResolvedModel) -> dict[str, Any]:
+    """Arguments that make `from_pretrained` read exactly the resolved model."""
+    local = resolved.revision is None or is_offline_mode()
+    return {"revision": resolved.revision, "trust_remote_code": False, "local_files_only": local}
+
+
+def _check_sha256(spec: ModelSpec, found: str | None) -> None:
+    if found is None:
+        raise AtomsError(
+            f"harvest.model.sha256={spec.sha256} is the digest of {_WEIGHTS}, which {spec.name!r} does not hold; "
+            "leave it out for a model in several shards, and set harvest.model.revision instead"
+        )
+    if found != str(spec.sha256).lower():
+        raise AtomsError(
+            f"harvest.model.sha256={spec.sha256} but {_WEIGHTS} of {spec.name!r} has {found}; "
+            "fetch the weights again, or set the new value if they were meant to change"
+        )
+
+
+def _sha256(file: Path) -> str:
+    with file.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0]

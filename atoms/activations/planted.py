@@ -1,0 +1,132 @@
+"""Activations whose atoms are known: sparse positive combinations of planted unit directions."""
+
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from atoms.activations.grid import Grid
+from atoms.activations.identity import digest_of
+from atoms.activations.lock import StoreLock
+from atoms.activations.moments_writer import MomentsWriter
+from atoms.activations.spec import StoreSpec
+from atoms.activations.writer import StoreWriter
+from atoms.errors import AtomsError
+from atoms.progress import Meter
+
+SITE = "planted"
+BLOCK_BYTES = 64 * 2**20
+PLANTED_FILE = "planted.safetensors"
+
+
+@dataclass
+class PlantedSpec:
+    """A synthetic store with a ground truth, to see whether training finds what is there.
+
+    Rows are ``offset + codes @ atoms + noise``: unit atoms drawn isotropically, ``active`` of them a row on
+    average (Poisson), coefficients uniform in [low, high].
+    """
+
+    root: str = "activations"
+    """Directory under which the store is kept."""
+    width: int = 64
+    """Width H of a row."""
+    atoms: int = 128
+    """Number of planted atoms."""
+    active: float = 4.0
+    """Mean number of atoms in a row."""
+    low: float = 0.5
+    """Smallest coefficient."""
+    high: float = 1.5
+    """Largest coefficient."""
+    noise: float = 0.01
+    """Standard deviation of the Gaussian noise added to every coordinate."""
+    offset: float = 1.0
+    """Norm of the constant direction added to every row, as real residual streams have one."""
+    rows: int = 100_000
+    """Rows over all splits; a tenth each is kept for validation and test."""
+    seed: int = 0
+    """Seed of atoms and rows."""
+
+    def __post_init__(self) -> None:
+        """Check what cannot work."""
+        for name in ("width", "atoms", "rows"):
+            if getattr(self, name) < 1:
+                raise AtomsError(f"data.planted.{name} is {getattr(self, name)}; give a number of at least 1")
+        if not 0 < self.active <= self.atoms:
+            raise AtomsError(f"data.planted.active is {self.active}; give a number above 0 and at most {self.atoms}")
+
+    def identity(self) -> dict[str, Any]:
+        """What the rows depend on."""
+        return {"kind": "planted", **{key: value for key, value in asdict(self).items() if key != "root"}}
+
+    def directory(self) -> Path:
+        """Where the store is kept: a name that carries the settings' digest."""
+        return Path(self.root) / f"planted-{self.width}-{self.atoms}-{digest_of(self.identity())[:12]}"
+
+    def widths(self) -> dict[str, int]:
+        """Width of the one site."""
+        return {SITE: self.width}
+
+    def split_rows(self) -> dict[str, int]:
+        """Rows of every split."""
+        held_out = self.rows // 10
+        return {"train": self.rows - 2 * held_out, "val": held_out, "test": held_out}
+
+    def truth(self) -> tuple[Tensor, Tensor]:
+        """Planted atoms (T, H), unit rows, and the constant offset (H,), float64."""
+        generator = np.random.default_rng([self.seed, 0])
+        directions = generator.standard_normal((self.atoms + 1, self.width))
+        directions /= np.linalg.norm(directions, axis=1, keepdims=True)
+        return torch.from_numpy(directions[:-1]), torch.from_numpy(self.offset * directions[-1])
+
+    def draw(self, split: str, block: int, n_rows: int) -> Tensor:
+        """Rows of one block, float32 ``(n_rows, H)``; a pure function of its arguments and the seed."""
+        generator = np.random.default_rng([self.seed, 1, ("train", "val", "test").index(split), block])
+        atoms, offset = self.truth()
+        active = generator.random((n_rows, self.atoms)) < self.active / self.atoms
+        codes = np.where(active, generator.uniform(self.low, self.high, active.shape), 0.0)
+        noise = self.noise * generator.standard_normal((n_rows, self.width))
+        return torch.from_numpy(codes @ atoms.numpy() + offset.numpy() + noise).float()
+
+
+def plant(spec: PlantedSpec, path: Path) -> None:
+    """Write the store of ``spec`` to ``path``, going on where an earlier try ended. One process does it alone.
+
+    Raises:
+        AtomsError: If another process is writing it, or the disk refuses.
+    """
+    splits = spec.split_rows()
+    row_bytes = 4 * spec.width
+    grid = Grid.choose([row_bytes], splits, BLOCK_BYTES)
+    with StoreLock(path):
+        store = StoreSpec(spec.widths(), "float32", splits, grid, spec.seed, spec.identity())
+        writer = StoreWriter.open(path, store)
+        pending = writer.pending
+        moments = MomentsWriter(writer, store.spans, rank=0, world_size=1, device=torch.device("cpu"))
+        with Meter("plant", sum(span.rows for span in pending), "rows") as meter:
+            for span in pending:
+                none = np.full(span.rows, -1, np.int64)
+                writer.write_block(
+                    span,
+                    {SITE: spec.draw(span.split, span.index, span.rows)},
+                    token_id=none.astype(np.int32),
+                    doc_id=np.arange(span.start, span.stop),
+                    position=none.astype(np.int32),
+                )
+                moments.after(span)
+                meter.advance(span.rows)
+        moments.finish()
+        moments.pool()
+        save_file({"atoms": spec.truth()[0].contiguous()}, path / PLANTED_FILE)
+        writer.finalise()
+
+
+def load_truth(store: Path) -> Tensor | None:
+    """Planted atoms (T, H) of a store, or None where nothing was planted."""
+    path = store / PLANTED_FILE
+    return load_file(path)["atoms"] if path.exists() else None

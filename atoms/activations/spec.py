@@ -1,0 +1,204 @@
+"""What a store is: its identity, and where its arrays lie."""
+
+import hashlib
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Self
+from urllib.parse import quote
+
+import numpy as np
+import torch
+
+from atoms.activations.files import read_json
+from atoms.activations.grid import Grid, Span
+from atoms.errors import AtomsError
+
+FORMAT_VERSION = 1
+ATTRIBUTE = "atoms"  # the key of the group's attributes that holds the spec
+TOKENS: dict[str, np.dtype[Any]] = {
+    "token_id": np.dtype(np.int32),
+    "doc_id": np.dtype(np.int64),
+    "position": np.dtype(np.int32),
+}
+NORM: np.dtype[Any] = np.dtype(np.float32)
+STORAGE: dict[
+    str, tuple[np.dtype[Any], torch.dtype]
+] = {  # zarr has no bfloat16; its bits are stored as uint16 and every reader can open them
+    "float32": (np.dtype(np.float32), torch.float32),
+    "float16": (np.dtype(np.float16), torch.float16),
+    "bfloat16": (np.dtype(np.uint16), torch.bfloat16),
+}
+
+
+@dataclass(frozen=True)
+class StoreSpec:
+    """Everything that decides the bytes of a store. JSON-able; equal specs make equal stores.
+
+    Args:
+        sites: width per site.
+        dtype: ``float32``, ``float16`` or ``bfloat16``, for all sites.
+        splits: rows per split.
+        grid: how rows are cut.
+        seed: seed of the shuffle windows.
+        provenance: what the rows come from (hashes of weights and corpus, context, filters, …), plain JSON values.
+            All of it counts as identity; what may differ between equal stores goes to ``StoreWriter.finalise``.
+        format_version: version of the layout on disk.
+
+    Raises:
+        AtomsError: a value no store can have.
+    """
+
+    sites: dict[str, int]
+    dtype: str
+    splits: dict[str, int]
+    grid: Grid
+    seed: int
+    provenance: dict[str, Any] = field(default_factory=dict)
+    format_version: int = FORMAT_VERSION
+
+    def __post_init__(self) -> None:
+        """Check what comes from users."""
+        if self.dtype not in STORAGE:
+            raise AtomsError(f"data.dtype={self.dtype}: unknown; use one of {', '.join(STORAGE)}")
+        if not self.sites:
+            raise AtomsError("data.sites=[]: a store needs at least one site; name one")
+        for split in self.splits:
+            if not re.fullmatch(r"[A-Za-z0-9_]+", split) or split in ("manifest", "moments"):
+                raise AtomsError(
+                    f"data.splits: {split!r} cannot name a split; use letters, digits and underscores, "
+                    "and neither manifest nor moments"
+                )
+
+    @classmethod
+    def from_dict(cls, content: Mapping[str, Any]) -> Self:
+        """Read what :meth:`to_dict` gave."""
+        return cls(**(dict(content) | {"grid": Grid(**content["grid"])}))
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain JSON values; numpy integers, tuples and the like are normalised away."""
+        content: dict[str, Any] = json.loads(json.dumps(asdict(self), sort_keys=True, default=_plain))
+        # JSON objects have no order, yet the order of splits and sites is what digests and tables follow
+        content["sites"] = {name: int(width) for name, width in self.sites.items()}
+        content["splits"] = {name: int(rows) for name, rows in self.splits.items()}
+        return content
+
+    @property
+    def identity_hash(self) -> str:
+        """Hex sha256 of everything above."""
+        return hashlib.sha256(json.dumps(self.to_dict(), sort_keys=True).encode()).hexdigest()
+
+    @property
+    def storage_dtype(self) -> np.dtype[Any]:
+        """The numpy dtype on disk."""
+        return STORAGE[self.dtype][0]
+
+    @property
+    def torch_dtype(self) -> torch.dtype:
+        """The dtype rows have as tensors."""
+        return STORAGE[self.dtype][1]
+
+    @property
+    def row_bytes(self) -> list[int]:
+        """Bytes of one row, per site."""
+        return [width * self.storage_dtype.itemsize for width in self.sites.values()]
+
+    @property
+    def disk_bytes(self) -> int:
+        """Exact bytes of all shards."""
+        return self.grid.store_bytes(self.row_bytes, self.splits)
+
+    @property
+    def spans(self) -> list[Span]:
+        """All blocks."""
+        return [span for split, rows in self.splits.items() for span in self.grid.spans(split, rows)]
+
+    def arrays(self, split: str) -> list[str]:
+        """Paths, relative to the store, of the arrays of a split."""
+        acts = [path for site in self.sites for path in (acts_path(split, site), norm_path(split, site))]
+        return acts + [tokens_path(split, name) for name in TOKENS]
+
+    def shard_files(self, span: Span) -> list[str]:
+        """Paths, relative to the store, of the files that hold a block."""
+        shards = range(span.start // self.grid.shard_rows, -(-span.stop // self.grid.shard_rows))
+        return [shard_path(array, index) for array in self.arrays(span.split) for index in shards]
+
+    def differences(self, asked: "StoreSpec") -> list[str]:
+        """Name the settings in which ``asked`` differs, with both values."""
+        mine, theirs = _flatten(self.to_dict()), _flatten(asked.to_dict())
+        return [
+            f"{key}: stored {mine.get(key)!r}, asked {theirs.get(key)!r}"
+            for key in sorted(mine.keys() | theirs.keys())
+            if mine.get(key) != theirs.get(key)
+        ]
+
+
+def stored_spec(path: Path) -> StoreSpec | None:
+    """Read the spec of the store at ``path``, whole or not.
+
+    Returns:
+        The spec, or None where there is nothing or an empty directory.
+
+    Raises:
+        AtomsError: there is something else, or a store of another format.
+    """
+    if not path.exists() or (path.is_dir() and not any(path.iterdir())):
+        return None
+    try:
+        content = read_json(path / "zarr.json")["attributes"][ATTRIBUTE]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise AtomsError(f"data.store={path}: not an activation store; point data.store at one") from error
+    if content.get("format_version") != FORMAT_VERSION:
+        raise AtomsError(
+            f"data.store={path}: format {content.get('format_version')}, this version of atoms reads {FORMAT_VERSION}; "
+            "make the store anew with `atoms cache`"
+        )
+    return StoreSpec.from_dict(content)
+
+
+def site_folder(site: str) -> str:
+    """Map a site's name to a folder: readable, one to one, and safe whatever the name holds."""
+    folder = quote(site, safe="")
+    if site in TOKENS or site == "tokens" or folder.startswith((".", "_")):  # zarr and the tokens own these
+        folder = f"%{ord(folder[0]):02X}{folder[1:]}"
+    return folder
+
+
+def acts_path(split: str, site: str) -> str:
+    """Path of the (N, H) rows of a site."""
+    return f"{split}/{site_folder(site)}/acts"
+
+
+def norm_path(split: str, site: str) -> str:
+    """Path of the (N,) norms of a site."""
+    return f"{split}/{site_folder(site)}/norm"
+
+
+def tokens_path(split: str, name: str) -> str:
+    """Path of one of the (N,) token columns."""
+    return f"{split}/tokens/{name}"
+
+
+def shard_path(array: str, index: int) -> str:
+    """Path of a shard: zarr's default chunk keys, rows first."""
+    return f"{array}/c/{index}/0" if array.endswith("/acts") else f"{array}/c/{index}"
+
+
+def _flatten(content: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in content.items():
+        if isinstance(value, dict) and value:
+            flat |= _flatten(value, f"{prefix}{key}.")
+        else:
+            flat[f"{prefix}{key}"] = value
+    return flat
+
+
+def _plain(value: object) -> Any:
+    if isinstance(value, np.generic):
+        return value.item()
+    if isinstance(value, Path):
+        return str(value)
+    raise TypeError(f"provenance must hold plain JSON values, got {type(value).__name__}")

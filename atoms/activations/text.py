@@ -1,0 +1,331 @@
+"""Where the text comes from, and which documents are held out.
+
+A `Corpus` yields named documents in a fixed order and knows the digest of their content. `assign_splits` deals
+whole groups of near-duplicates (see `grouping`) to the splits, so that nothing held out was also trained on.
+"""
+
+import ast
+import glob
+import hashlib
+import inspect
+import json
+import re
+import sysconfig
+import warnings
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from itertools import islice, takewhile
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from atoms.activations.grouping import mix
+from atoms.errors import AtomsError
+
+FRACTIONS = {"train": 0.8, "val": 0.1, "test": 0.1}
+"""Default share of the tokens in each split."""
+
+_TOLERANCE = 0.2  # a split this far from its share, relative to it, is worth a word
+_NOT_LIBRARY = {"site-packages", "dist-packages", "test", "tests", "idle_test", "__pycache__"}
+
+
+class Document(NamedTuple):
+    """A piece of text that is read by the language model on its own."""
+
+    name: str
+    """Where it comes from, for people; need not be unique."""
+    text: str
+
+
+class Corpus(ABC):
+    """Documents in a fixed order, the same on every machine that holds the same text."""
+
+    @abstractmethod
+    def documents(self) -> Iterator[Document]:
+        """Yield every document, in an order that depends on nothing but the corpus.
+
+        Raises:
+            AtomsError: If there is no document, or one cannot be read.
+        """
+
+    @abstractmethod
+    def settings(self) -> dict[str, Any]:
+        """Plain values that decide what is extracted, without anything that depends on the machine."""
+
+    def digest(self) -> str:
+        """Hexadecimal sha256 of the settings and of every document's name and text, in order."""
+        header = json.dumps([type(self).__name__, self.settings()], sort_keys=True)
+        content = hashlib.sha256(header.encode())
+        for document in self.documents():
+            for part in document:
+                data = part.encode()
+                content.update(len(data).to_bytes(8, "little") + data)
+        return content.hexdigest()
+
+    def describe(self) -> dict[str, Any]:
+        """Plain values that say which corpus this is, for a manifest or a report."""
+        return {"corpus": type(self).__name__, **self.settings()}
+
+
+class StdlibDocstrings(Corpus):
+    """Docstrings of the running Python's standard library: English text that every installation holds.
+
+    Sources are parsed and never imported, tests are left out. Each module, class and function docstring is one
+    document, in order of module path and line. Python 3.11 gives about 4,000 documents and 1.5 million characters.
+
+    Args:
+        min_chars: Shortest docstring kept, in characters; shorter ones hold little but a signature.
+        limit: Stop after this many documents.
+    """
+
+    def __init__(self, min_chars: int = 100, limit: int | None = None) -> None:
+        _check_limit(limit)
+        self.min_chars = min_chars
+        self.limit = limit
+
+    def documents(self) -> Iterator[Document]:  # noqa: D102  # inherited
+        yield from self._documents
+
+    def settings(self) -> dict[str, Any]:  # noqa: D102
+        return {"min_chars": self.min_chars, "limit": self.limit}
+
+    @cached_property
+    def _documents(self) -> list[Document]:
+        """All documents; parsing takes seconds and is done once."""
+        found = (document for document in _library_docstrings() if len(document.text) >= self.min_chars)
+        return list(_at_most(self.limit, found, f"harvest.corpus.min_chars={self.min_chars} leaves no docstring"))
+
+
+class TextFiles(Corpus):
+    """UTF-8 text files, each a document or split into several.
+
+    Args:
+        paths: Files, folders (every ``.txt`` below them) and glob patterns (``**`` for any depth), in this order.
+        separator: Start a new document at each line that holds only this; ``""`` splits at blank lines.
+            By default a file is one document.
+        limit: Stop after this many documents.
+    """
+
+    def __init__(self, paths: list[str], separator: str | None = None, limit: int | None = None) -> None:
+        _check_limit(limit)
+        self.paths = paths
+        self.separator = separator
+        self.limit = limit
+
+    def documents(self) -> Iterator[Document]:  # noqa: D102  # inherited
+        return _at_most(self.limit, self._documents(), f"harvest.corpus.paths {self.paths} hold no text")
+
+    def settings(self) -> dict[str, Any]:  # noqa: D102
+        return {"separator": self.separator, "limit": self.limit}
+
+    def _documents(self) -> Iterator[Document]:
+        for name, file in self._files():
+            for number, text in enumerate(self._pieces(_read(file))):
+                yield Document(name if self.separator is None else f"{name}#{number}", text)
+
+    def _pieces(self, text: str) -> list[str]:
+        """The documents in a file's text, without the empty ones."""
+        pieces = [text]
+        if self.separator is not None:
+            pieces = re.split(rf"^[ \t]*{re.escape(self.separator)}[ \t]*$", text, flags=re.MULTILINE)
+        return [piece.strip() for piece in pieces if piece.strip()]
+
+    def _files(self) -> list[tuple[str, Path]]:
+        """Every file once, with its name relative to what was asked for."""
+        files: dict[Path, str] = {}
+        for path in self.paths:
+            root, matches = _matches(path)
+            if not matches:
+                raise AtomsError(f"harvest.corpus.paths: no text file matches {path!r}; give a file, folder or glob")
+            for name in sorted(match.relative_to(root).as_posix() for match in matches):
+                files.setdefault((root / name).resolve(), name)
+        return [(name, file) for file, name in files.items()]
+
+
+def _matches(path: str) -> tuple[Path, list[Path]]:
+    """The folder that names are relative to, and the files that ``path`` stands for."""
+    given = Path(path).expanduser()
+    if given.is_dir():
+        return given, [file for file in given.rglob("*.txt") if file.is_file()]
+    if given.is_file():
+        return given.parent, [given]
+    fixed = Path(*takewhile(lambda part: not glob.has_magic(part), given.parts[:-1]))
+    found = map(Path, glob.glob(str(given), recursive=True))
+    return fixed, [file for file in found if file.is_file()]
+
+
+def _read(file: Path) -> str:
+    """The file's text without a byte order mark, its lines ending the same way on every platform."""
+    try:
+        text = file.read_bytes().decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise AtomsError(
+            f"harvest.corpus.paths: {file} is not UTF-8 (byte {error.object[error.start]:#04x} at position "
+            f"{error.start}); convert it first, e.g. with iconv -t utf-8"
+        ) from error
+    except OSError as error:
+        raise AtomsError(f"harvest.corpus.paths: cannot read {file}: {error.strerror}") from error
+    return text.replace("\r\n", "\n")
+
+
+def _library_docstrings() -> Iterator[Document]:
+    """Every docstring of the standard library's sources, cleaned of its indentation."""
+    root = Path(sysconfig.get_path("stdlib"))
+    for file in _library_sources(root):
+        module = ".".join(file.relative_to(root).with_suffix("").parts).removesuffix(".__init__")
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # old sources hold invalid escapes; they are not ours to mend
+                tree = ast.parse(file.read_bytes())
+        except (OSError, SyntaxError, ValueError):  # unreadable, or a deliberately broken file
+            continue
+        for name, node in _definitions(tree, module):
+            if text := ast.get_docstring(node, clean=False):
+                # A lone surrogate is legal in a literal and in no encoding.
+                yield Document(name, inspect.cleandoc(text).encode(errors="replace").decode())
+
+
+def _library_sources(root: Path) -> Iterator[Path]:
+    """Python files below ``root`` in order of path, without tests and installed packages."""
+    for entry in sorted(root.iterdir()):
+        if entry.is_dir() and entry.name not in _NOT_LIBRARY:
+            yield from _library_sources(entry)
+        elif entry.suffix == ".py":
+            yield entry
+
+
+def _definitions(
+    node: ast.AST, name: str
+) -> Iterator[tuple[str, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef]]:
+    """The module, classes and functions under ``node`` with their dotted names, in order of line.
+
+    Only statements are visited: definitions cannot hide in an expression, and most of a tree is expressions.
+    """
+    if isinstance(node, ast.Module):
+        yield name, node
+    for child in ast.iter_child_nodes(node):
+        if isinstance(child, ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
+            yield f"{name}.{child.name}", child
+            yield from _definitions(child, f"{name}.{child.name}")
+        elif isinstance(child, ast.stmt | ast.ExceptHandler | ast.match_case):
+            yield from _definitions(child, name)
+
+
+def _check_limit(limit: int | None) -> None:
+    if limit is not None and limit < 1:
+        raise AtomsError(f"harvest.corpus.limit must be at least 1, got {limit}; leave it out to keep every document")
+
+
+def _at_most(limit: int | None, documents: Iterable[Document], complaint: str) -> Iterator[Document]:
+    """The first ``limit`` documents; no document at all is the user's mistake."""
+    count = 0
+    for document in islice(documents, limit):
+        count += 1
+        yield document
+    if count == 0:
+        raise AtomsError(f"{complaint}; there is nothing to harvest")
+
+
+@dataclass(frozen=True)
+class Splits:
+    """Which split each document went to, and what came of the shares."""
+
+    names: tuple[str, ...]
+    """Names of the splits, in the order of the fractions."""
+    split: NDArray[np.int8]
+    """Index into ``names`` of each document's split, shape (documents,)."""
+    tokens: NDArray[np.int64]
+    """Tokens in each split, shape (splits,)."""
+    warnings: tuple[str, ...]
+    """What the user should be told: one line per split that missed its share."""
+
+    def documents(self, name: str) -> NDArray[np.int64]:
+        """Indices of the documents in split ``name``, ascending."""
+        return np.flatnonzero(self.split == self.names.index(name)).astype(np.int64)
+
+
+def assign_splits(
+    groups: NDArray[np.int64],
+    tokens: NDArray[np.int64],
+    fractions: Mapping[str, float] = FRACTIONS,
+    seed: int = 0,
+) -> Splits:
+    """Deal whole groups of documents to splits so that each gets its share of the tokens.
+
+    Groups are dealt from large to small, shuffled by a hash of seed and group id among groups of like size (within
+    a factor of two). Each goes to the split that is furthest behind its share of what has been dealt so far, so
+    every split receives large and small groups alike and a giant one unbalances only itself. The result depends
+    on neither the order of documents nor their number of near-duplicates outside their own group.
+
+    Args:
+        groups: Group id of each document, shape (documents,), as `near_duplicate_groups` returns them.
+        tokens: Number of tokens in each document, shape (documents,).
+        fractions: Share of the tokens wanted in each split; they sum to 1.
+        seed: Another seed is another deal.
+
+    Returns:
+        The split of each document, with a warning for each split more than 20 % off its share.
+
+    Raises:
+        AtomsError: If the fractions are no shares of a whole, or a split would be left without text.
+    """
+    shares = _check_fractions(fractions)
+    ids, member = np.unique(groups, return_inverse=True)
+    sizes = np.bincount(member, weights=tokens, minlength=len(ids)).astype(np.int64)
+    _, magnitude = np.frexp(sizes)
+    order = np.lexsort((_shuffle_key(ids, seed), -magnitude))
+
+    dealt = np.zeros(len(shares))
+    split_of_group = np.empty(len(ids), dtype=np.int8)
+    for total, group in zip(np.cumsum(sizes[order]), order, strict=True):
+        behind = np.where(shares > 0, shares * total - dealt, -np.inf)
+        choice = int(np.argmax(behind))
+        split_of_group[group] = choice
+        dealt[choice] += sizes[group]
+
+    names = tuple(fractions)
+    for name, share, got in zip(names, shares, dealt, strict=True):
+        if share > 0 and got == 0:
+            raise AtomsError(
+                f"harvest.fractions: split {name!r} would get no text, because the corpus falls into {len(ids)} groups "
+                "of near-duplicate documents; add documents, split long files (separator), or set its share to 0"
+            )
+    total_tokens = int(sizes.sum())
+    largest = sizes.max() / total_tokens
+    off = tuple(
+        f"split {name!r} holds {got / total_tokens:.1%} of the tokens instead of {share:.1%}; the corpus has "
+        f"{len(ids)} groups of near-duplicate documents, the largest with {largest:.1%} of the tokens"
+        for name, share, got in zip(names, shares, dealt, strict=True)
+        if abs(got / total_tokens - share) > _TOLERANCE * share
+    )
+    return Splits(names, split_of_group[member], dealt.astype(np.int64), off)
+
+
+def document_order(documents: NDArray[np.int64], seed: int) -> NDArray[np.int64]:
+    """Shuffle a split's documents, so that neighbours in the corpus do not meet in one window of the stream.
+
+    Args:
+        documents: Indices of documents, shape (n,).
+        seed: Another seed is another order.
+
+    Returns:
+        The same indices in an order fixed by them and ``seed`` alone, on every machine and version.
+    """
+    return documents[np.argsort(_shuffle_key(documents, seed))]
+
+
+def _shuffle_key(values: NDArray[np.int64], seed: int) -> NDArray[np.uint64]:
+    """A pseudo-random key for each distinct value; no two are equal."""
+    salt = mix(np.array([seed % 2**64], dtype=np.uint64))
+    return mix(values.astype(np.uint64) ^ salt)
+
+
+def _check_fractions(fractions: Mapping[str, float]) -> NDArray[np.float64]:
+    shares = np.array(list(fractions.values()), dtype=np.float64)
+    if not ((shares >= 0).all() and abs(shares.sum() - 1) < 1e-6):
+        raise AtomsError(f"harvest.fractions must be shares that sum to 1, got {dict(fractions)}; e.g. {FRACTIONS}")
+    return shares

@@ -1,0 +1,78 @@
+"""The ``atoms`` command: a dispatcher that imports a command only when it is asked for."""
+
+import os
+import sys
+import warnings
+from collections.abc import Sequence
+
+from atoms import __version__
+from atoms.errors import AtomsError
+
+USAGE = """\
+atoms: find the atoms of language models, and prove or refute that they deserve the name
+
+  atoms cache    --config FILE     run the language model over a corpus, write a store of activations
+  atoms fit      --config FILE     learn atoms (harvesting first if the store is missing)
+  atoms validate --ckpt_path FILE  judge a checkpoint on held-out documents
+  atoms test     --config FILE --ckpt_path FILE    the same scores on the test split
+  atoms predict  --config FILE --ckpt_path FILE    sparse codes of every row, written to a Zarr group
+
+  atoms COMMAND --help             every setting of a command
+  mlflow ui --backend-store-uri sqlite:///mlflow.db    compare runs
+"""
+
+# Each silenced with its reason; anything else a user sees is meant for them.
+_QUIET = [
+    # Lightning 2.6 still calls what jsonargparse 4 has deprecated; both floors in pyproject.toml allow for it.
+    (".*add_instantiator.*", DeprecationWarning),
+    (".*instantiate_classes.*", DeprecationWarning),
+    (".*skip_none.*", DeprecationWarning),
+    # The stream reads ahead with its own thread; DataLoader workers would only cost (see docs/architecture.md).
+    (".*does not have many workers.*", UserWarning),
+    # Lightning counts loader workers and sampler resets that do not exist here.
+    (".*does not have a `?set_epoch.*", UserWarning),
+]
+
+
+def main(args: Sequence[str] | None = None) -> None:
+    """Run the command named first in ``args``.
+
+    Args:
+        args: Words of the command line without the program's name; ``sys.argv`` if None.
+
+    Raises:
+        SystemExit: With status 1 and one line on standard error where a setting, a file or the machine is at
+            fault; with status 2 for an unknown command.
+    """
+    words = list(sys.argv[1:] if args is None else args)
+    if not words or words[0] in ("-h", "--help", "help"):
+        print(USAGE, end="")
+        return
+    if words[0] == "--version":
+        print(f"atoms {__version__}")
+        return
+    if sys.platform == "win32":
+        print("atoms: error: Windows is not supported; use Linux, macOS or WSL", file=sys.stderr)
+        raise SystemExit(1)
+    # Python 3.11's importer and MLflow's threads both dislike being forked later; nothing here forks.
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
+    for message, category in _QUIET:
+        warnings.filterwarnings("ignore", message=message, category=category)
+    try:
+        if words[0] == "validate":
+            from atoms.commands.validate import run
+
+            run(words[1:])
+        elif words[0] in ("fit", "cache", "test", "predict"):
+            from atoms.commands.fit import run as run_cli
+
+            run_cli(words)
+        else:
+            print(f"atoms: error: unknown command {words[0]!r}; 'atoms --help' lists them", file=sys.stderr)
+            raise SystemExit(2)
+    except AtomsError as error:
+        print(f"atoms: error: {error}", file=sys.stderr)
+        raise SystemExit(1) from None
+    except KeyboardInterrupt:
+        print("atoms: interrupted; run the same command again to go on", file=sys.stderr)
+        raise SystemExit(130) from None

@@ -1,0 +1,341 @@
+"""``atoms fit``, ``cache``, ``test`` and ``predict``: one LightningCLI."""
+
+import difflib
+import logging
+import re
+import sys
+import time
+from pathlib import Path
+from typing import Any, Literal, NoReturn
+
+import lightning as L
+import torch
+from jsonargparse import Namespace
+from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI, SaveConfigCallback
+from lightning.pytorch.utilities import rank_zero_only
+
+from atoms.activations.datamodule import ActivationDataModule
+from atoms.errors import AtomsError
+from atoms.progress import duration, size
+from atoms.training import checkpoint
+from atoms.training.codes_writer import CodesWriter
+from atoms.training.evaluation import final_scalars, judge, log_child, log_final, show, silent_trainer, summaries_of
+from atoms.training.mlflow_logger import AtomsMLFlowLogger
+from atoms.training.module import TSAEModule
+from atoms.training.progress_bar import FitProgress
+
+PLACE = ("accelerator", "devices", "num_nodes", "strategy")
+"""Trainer settings that say where to run; harvest and judging share them with the fit."""
+
+
+class AtomsArgumentParser(LightningArgumentParser):
+    """A parser whose errors are one line with the nearest known key."""
+
+    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
+        """Raise instead of printing the usage.
+
+        Raises:
+            AtomsError: Always.
+        """
+        line = " ".join(str(message).split())
+        unknown = re.search(r"(?:option|arguments?:?|Key) '?\"?(?:--)?([\w.]+)", line)
+        if unknown and ("not accept" in line or "nrecognized" in line or "not expected" in line):
+            known = {action.dest for action in self._actions} | self._subcommand_keys()
+            near = difflib.get_close_matches(unknown.group(1).split(".", 1)[-1], known, 3, 0.5) or difflib.get_close_matches(
+                unknown.group(1), known, 3, 0.5
+            )
+            line += f": did you mean {' or '.join(near)}?" if near else ": 'atoms COMMAND --help' lists the settings"
+        raise AtomsError(line) from ex
+
+    def _subcommand_keys(self) -> set[str]:
+        return {action.dest for parser in _SUBPARSERS for action in parser._actions}
+
+
+_SUBPARSERS: list[LightningArgumentParser] = []
+
+
+class AtomsTrainer(L.Trainer):
+    """Lightning's Trainer with the arguments of our own subcommands; the CLI runs them."""
+
+    def cache(self, model: TSAEModule, datamodule: ActivationDataModule) -> None:
+        """Run the language model over the corpus and write the store of activations."""
+
+    def predict(  # type: ignore[override]
+        self,
+        model: TSAEModule,
+        datamodule: ActivationDataModule,
+        ckpt_path: str | None = None,
+        output: str = "codes.zarr",
+        splits: list[Literal["train", "val", "test"]] | None = None,
+    ) -> None:
+        """Write the sparse codes of every row to a Zarr group.
+
+        Args:
+            ckpt_path: Checkpoint whose atoms encode the rows.
+            output: Zarr group to write; it must not exist.
+            splits: Splits to encode; all if left out.
+        """
+        super().predict(model, datamodule=datamodule, ckpt_path=ckpt_path, return_predictions=False, weights_only=True)
+
+
+class SaveConfigToRun(SaveConfigCallback):
+    """Keep the resolved config as an artifact of the run instead of a file in the working directory."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **{**kwargs, "save_to_log_dir": False})
+
+    def save_config(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        """Log the config; Lightning calls this on the first rank only."""
+        for logger in trainer.loggers:
+            if isinstance(logger, AtomsMLFlowLogger) and stage == "fit":
+                logger.log_text(self.parser.dump(self.config, skip_none=False), "config.yaml")
+
+
+class AtomsCLI(LightningCLI):
+    """Composes data, dictionaries and trainer from a config, and says the result."""
+
+    @staticmethod
+    def subcommands() -> dict[str, set[str]]:
+        """The subcommands of this parser; ``validate`` has its own."""
+        lightning = LightningCLI.subcommands()
+        return {
+            "fit": lightning["fit"] | {"weights_only"},
+            "cache": {"model", "datamodule"},
+            "test": lightning["test"] | {"weights_only", "verbose"},
+            "predict": {"model", "datamodule"},
+        }
+
+    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        """Link the widths, and add the checkpoint's settings."""
+        _SUBPARSERS.append(parser)
+        parser.link_arguments("data.width", "model.width", apply_on="instantiate")
+        parser.add_lightning_class_args(ModelCheckpoint, "checkpoint")
+        parser.set_defaults({"checkpoint.filename": "step-{step:07d}", "checkpoint.auto_insert_metric_name": False})
+
+    def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:
+        """Parse; keep what was said explicitly apart from defaults."""
+        _SUBPARSERS[:] = _SUBPARSERS[-len(self.subcommands()) :]
+        self.config = parser.parse_args(args)
+        self.explicit = parser.parse_args(args, defaults=False)
+
+    def _parse_ckpt_path(self) -> None:
+        # Lightning would put the checkpoint's settings over whatever was asked for, without a word.
+        command = self.config.subcommand
+        ckpt_path = self.config[command].get("ckpt_path")
+        self.record: checkpoint.Record | None = None
+        if not ckpt_path:
+            return
+        content, self.record = checkpoint.read(ckpt_path)
+        stored = content.get("hyper_parameters", {})
+        asked = self.explicit[command].get("model") or Namespace()
+        conflicts = [
+            f"model.{key} is {_plain(asked[key])!r} but {stored[key]!r} in the checkpoint"
+            for key in asked.keys()
+            if key in stored and _plain(asked[key]) != _plain(stored[key])
+        ]
+        if command == "fit":
+            data = self.explicit[command].get("data") or Namespace()
+            conflicts += [
+                f"data.{key} is {data[key]!r} but {value!r} in the checkpoint"
+                for key, value in self.record.data.items()
+                if key in data and data[key] != value
+            ]
+        if conflicts:
+            raise AtomsError(f"ckpt_path {ckpt_path}: {'; '.join(conflicts)}: leave them out, or train without ckpt_path")
+        super()._parse_ckpt_path()
+        if command == "fit":
+            for key, value in self.record.data.items():
+                self.config[command].data[key] = value
+
+    @property
+    def place(self) -> dict[str, Any]:
+        """Where to run, for trainers beside the main one."""
+        settings = {key: self.config[self.subcommand].trainer[key] for key in PLACE}
+        if not isinstance(settings["strategy"], str):
+            settings["strategy"] = self.config_init[self.subcommand].trainer["strategy"]
+        return settings
+
+    # ------------------------------------------------------------------------------------------ commands
+
+    def before_fit(self) -> None:
+        """Make the store if need be; take up the run of a checkpoint; say what the fit will cost."""
+        self.started = time.monotonic()
+        self._ensure_store()
+        logger = self.mlflow
+        if logger and self.record and self.record.run_id and self.record.tracking_uri == logger.tracking_uri:
+            logger.reattach(self.record.run_id)
+        elif logger and not self.trainer.fast_dev_run:
+            self._describe_run(logger)
+        data = self.datamodule
+        atoms = sum(config.num_atoms(data.width[config.site]) for config in self.model.configs.values())
+        weights = sum(
+            2 * config.num_atoms(data.width[config.site]) * data.width[config.site] for config in self.model.configs.values()
+        )
+        dense = 5 * 4 * data.batch_size * atoms
+        _say(f"fit      {atoms:,} atoms on {data.num_rows('train'):,} rows of {data.path}, AIP and all, held out by document")
+        _say(f"memory   {size(16 * weights + dense + data.pool_mib * 2**20)} for weights, Adam, one batch and the pools")
+
+    def after_fit(self) -> None:
+        """Judge the last weights on held-out rows; table, figures, and where to look."""
+        if self.trainer.fast_dev_run or not self.trainer.state.finished:
+            return
+        summaries = judge(silent_trainer(self.place), self.model, self.datamodule)
+        logger = self.mlflow
+        if logger:
+            log_final(logger, self.model, summaries, "val", "final", self.trainer.global_step)
+        self._report(summaries, "held-out")
+        if rank_zero_only.rank == 0:
+            print(f"checkpoint  {self._last_checkpoint()}")
+            print(f"time        {duration(time.monotonic() - self.started)}")
+            if logger:
+                print(f"compare     mlflow ui --backend-store-uri {logger.tracking_uri}")
+
+    def cache(self, model: TSAEModule, datamodule: ActivationDataModule) -> None:
+        """Make the store, or say that it is there."""
+        self._ensure_store()
+        if rank_zero_only.rank == 0:
+            store = datamodule.store
+            rows = ", ".join(f"{split} {store.n_rows(split):,}" for split in store.splits)
+            print(f"store    {store.path}: {', '.join(store.sites)}; rows {rows}; {size(store.spec.disk_bytes)}")
+
+    def before_test(self) -> None:
+        """A dictionary without training has nothing to show."""
+        self._require_checkpoint()
+
+    def test(self, model: TSAEModule, datamodule: ActivationDataModule, ckpt_path: str | None = None) -> None:
+        """Score the test split."""
+        assert ckpt_path is not None and self.record is not None
+        trainer = silent_trainer(self.place)
+        trainer.test(model, datamodule=datamodule, ckpt_path=ckpt_path, verbose=False, weights_only=True)
+        summaries = summaries_of(model, datamodule, "test")
+        self._report(summaries, "test")
+        if rank_zero_only.rank == 0:
+            log_child(self.record, ckpt_path, model, summaries, "test")
+
+    def before_predict(self) -> None:
+        """Nothing may be overwritten."""
+        self._require_checkpoint()
+        output = self.config.predict.output
+        if Path(output).exists():
+            raise AtomsError(f"output is {output}, which exists: choose another name, or delete it")
+
+    def predict(
+        self,
+        model: TSAEModule,
+        datamodule: ActivationDataModule,
+        ckpt_path: str | None = None,
+        output: str = "codes.zarr",
+        splits: list[str] | None = None,
+    ) -> None:
+        """Write the codes of every row, split by split."""
+        assert ckpt_path is not None
+        about = {"checkpoint": checkpoint.digest(ckpt_path), "store": datamodule.store.identity_hash}
+        for split in splits or datamodule.store.splits:
+            datamodule.predict_split = split
+            trainer = AtomsTrainer(
+                **self.place,
+                callbacks=[CodesWriter(Path(output), split, about)],
+                logger=False,
+                enable_checkpointing=False,
+                enable_progress_bar=False,
+                enable_model_summary=False,
+                use_distributed_sampler=False,
+            )
+            trainer.predict(model, datamodule, ckpt_path)
+        _say(f"codes    {output}: {', '.join(splits or datamodule.store.splits)}")
+
+    # ------------------------------------------------------------------------------------------ parts
+
+    @property
+    def mlflow(self) -> AtomsMLFlowLogger | None:
+        """The run's MLflow logger, if it has one."""
+        return next((logger for logger in self.trainer.loggers if isinstance(logger, AtomsMLFlowLogger)), None)
+
+    def _ensure_store(self) -> None:
+        self.datamodule.ensure(self.place)
+        # The language model drew from the global generators; a fit on a store found and one just made must be equal.
+        self._set_seed()
+
+    def _require_checkpoint(self) -> None:
+        if self.record is None:
+            raise AtomsError("ckpt_path is not set: name the checkpoint with --ckpt_path; `atoms fit` prints its path")
+
+    def _last_checkpoint(self) -> str:
+        callback = self.trainer.checkpoint_callback
+        return getattr(callback, "best_model_path", "") or getattr(callback, "last_model_path", "") or "none was saved"
+
+    def _report(self, summaries: list[Any], rows_name: str) -> None:
+        if rank_zero_only.rank == 0:
+            show(summaries, rows_name)
+
+    def _describe_run(self, logger: AtomsMLFlowLogger) -> None:
+        """Few flat numbers as parameters, so that charts have axes; the rest is in config.yaml."""
+        data, configs = self.datamodule, self.model.configs
+        first = next(iter(configs.values()))
+        params = {
+            "members": len(configs),
+            "width": data.width[first.site],
+            "atoms": first.num_atoms(data.width[first.site]),
+            "expansion": first.expansion,
+            "power": first.power,
+            "error_power": first.error_power,
+            "target_l0": first.target_l0,
+            "lr": first.lr,
+            "batch_size": data.batch_size,
+            "epochs": self.trainer.max_epochs or 0,
+            "train_rows": data.num_rows("train"),
+            "seed": first.seed,
+        }
+        logger.log_hyperparams(params)
+        tags = {
+            "site": ", ".join(dict.fromkeys(config.site for config in configs.values())),
+            "encoder": first.encoder,
+            "store": data.store.identity_hash[:16],
+            "model": str(data.store.provenance.get("model_name", data.store.provenance.get("kind", "?"))),
+        }
+        if rank_zero_only.rank == 0:
+            for key, value in tags.items():
+                logger.experiment.set_tag(logger.run_id, key, value)
+
+
+def run(words: list[str]) -> None:
+    """Run ``fit``, ``cache``, ``test`` or ``predict``.
+
+    Args:
+        words: The subcommand and its arguments.
+    """
+    # Lightning's hints on hardware and its own services; what concerns the user is printed by us.
+    for name in ("lightning.pytorch.utilities.rank_zero", "lightning.fabric.utilities.seed"):
+        logging.getLogger(name).setLevel(logging.WARNING)
+    # Faster fp32 products where the hardware has them (TF32, oneDNN); sums and statistics are float64 anyway.
+    torch.set_float32_matmul_precision("high")
+    AtomsCLI(
+        TSAEModule,
+        ActivationDataModule,
+        trainer_class=AtomsTrainer,
+        trainer_defaults={
+            "logger": {"class_path": "atoms.training.mlflow_logger.AtomsMLFlowLogger"},
+            "callbacks": [FitProgress()],
+            "default_root_dir": "runs",
+            "max_epochs": 5,
+            "num_sanity_val_steps": 0,
+            "enable_model_summary": False,
+            "log_every_n_steps": 20,
+            "use_distributed_sampler": False,
+        },
+        parser_class=AtomsArgumentParser,
+        save_config_callback=SaveConfigToRun,
+        auto_configure_optimizers=False,
+        seed_everything_default=0,
+        args=words,
+    )
+
+
+def _plain(value: Any) -> Any:
+    return value.as_dict() if isinstance(value, Namespace) else value
+
+
+@rank_zero_only
+def _say(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)

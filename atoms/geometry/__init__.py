@@ -1,0 +1,7 @@
+"""The metric a language model's activations carry, and how dictionaries sit in it."""
+
+from atoms.geometry.coherence import Coherence, coherence
+from atoms.geometry.inner_product import AtomicInnerProduct
+from atoms.geometry.moments import Moments
+
+__all__ = ["AtomicInnerProduct", "Coherence", "Moments", "coherence"]

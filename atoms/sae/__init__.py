@@ -1,0 +1,20 @@
+"""Threshold sparse autoencoders: model, objective, control and training step, in plain PyTorch."""
+
+from atoms.sae.artefact import FoldedSAE
+from atoms.sae.control import Control
+from atoms.sae.model import ThresholdSAE
+from atoms.sae.objective import Objective, learning_rate_factor, parameter_groups
+from atoms.sae.sparse_codes import SparseCodes
+from atoms.sae.step import StepOutput, eager_step
+
+__all__ = [
+    "Control",
+    "FoldedSAE",
+    "Objective",
+    "SparseCodes",
+    "StepOutput",
+    "ThresholdSAE",
+    "eager_step",
+    "learning_rate_factor",
+    "parameter_groups",
+]

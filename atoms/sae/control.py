@@ -1,0 +1,131 @@
+"""What training steers by without gradients: the number of active atoms, and the atoms that have fallen silent.
+
+Everything here is a sum over rows. A step packs its sums into one flat float64 tensor; ranks add theirs (one
+all-reduce); `Control.update` takes the total. Two ranks with half a batch each thus do what one does with all of it.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from atoms.sae.model import ThresholdSAE
+from atoms.sae.objective import Objective
+from atoms.sae.threshold import window
+
+
+class Control(nn.Module):
+    """The state of one SAE's training that no gradient moves.
+
+    Around every optimizer step:
+
+        out = eager_step(sae, control, x)
+        out.loss.backward()
+        control.update(all_reduced_sum(out.stats))
+        control.project_gradients_(sae)
+        optimizer.step()
+        control.after_step_(sae)
+
+    **L0.** All thresholds are multiplied by ``(L0 / target)^gain`` after each step: an integral controller in the
+    logarithm, indifferent to scale. The target falls from ``start_ratio · target_l0`` to ``target_l0``. What is left for
+    the gradient is how thresholds differ: before the step their gradient is charged the price of an active atom, the
+    one at which it would neither raise nor lower all thresholds together. No sparsity weight needs choosing.
+
+    **Silent atoms.** `silent_rows` counts rows since an atom last fired; `eager_step` lets the longest silent ones
+    explain residuals.
+
+    Args:
+        sae: The SAE it steers.
+        objective: The settings.
+        rows: Rows that training will see in all, over every epoch and rank.
+    """
+
+    silent_rows: Tensor
+    rows_seen: Tensor
+    mean_l0: Tensor
+    residual: Tensor
+    near: Tensor
+    error_map: Tensor | None
+
+    def __init__(self, sae: ThresholdSAE, objective: Objective, rows: int) -> None:
+        super().__init__()
+        self.objective, self.rows = objective, rows
+        self.dead_after = objective.dead_after or max(1, min(10_000_000, rows // 20))
+        self.num_spare = min(sae.num_atoms, max(32, sae.num_atoms // 16))
+        device = sae.decoder.device
+        self.register_buffer("silent_rows", torch.zeros(sae.num_atoms, dtype=torch.int64, device=device))
+        self.register_buffer("rows_seen", torch.zeros((), dtype=torch.int64, device=device))
+        self.register_buffer("mean_l0", torch.zeros((), dtype=torch.float64, device=device))
+        self.register_buffer("residual", torch.ones((), dtype=torch.float64, device=device))
+        self.register_buffer("near", torch.zeros(sae.num_atoms, dtype=torch.float64, device=device))
+        error_map = sae.error_map(objective.error_power).to(device, torch.float32)
+        self.register_buffer("error_map", error_map, persistent=False)
+
+    # ------------------------------------------------------------------------------------------ read by the step
+
+    def energy(self, error: Tensor) -> Tensor:
+        """Mean over rows of the squared length of errors in z (B, H), as a share of the data's variance."""
+        with torch.autocast(error.device.type, enabled=False):
+            return (error @ self.error_map).square().sum() / len(error)
+
+    def spare(self) -> tuple[Tensor, Tensor]:
+        """The longest silent atoms: their indices, and 1 for each that counts as silent, else 0; both (spare,)."""
+        rows, index = self.silent_rows.topk(self.num_spare)
+        return index, (rows >= self.dead_after).float()
+
+    @torch.no_grad()
+    def statistics(self, pre: Tensor, codes: Tensor, threshold: Tensor, energy: Tensor) -> Tensor:
+        """Pack a step's sums over rows into one flat float64 tensor, (3 + 2A,).
+
+        Args:
+            pre: Pre-activations (B, A).
+            codes: Codes (B, A).
+            threshold: Thresholds (A,).
+            energy: Mean energy of the rows' errors, 0-dim.
+        """
+        active = codes > 0
+        fired = active.sum(0)
+        near = window(pre, threshold, self.objective.bandwidth).sum(0)
+        rows = float(len(pre))
+        head = torch.stack([energy.new_tensor(rows, dtype=torch.float64), fired.sum().double(), energy.double() * rows])
+        return torch.cat([head, fired.double(), near.double()])
+
+    # ------------------------------------------------------------------------------------------ around the optimizer
+
+    def target(self) -> Tensor:
+        """The mean L0 aimed at now, 0-dim float64."""
+        span = max(1.0, self.objective.anneal * self.rows)
+        left = (1 - self.rows_seen.double() / span).clamp_min(0)
+        return self.objective.target_l0 * self.objective.start_ratio**left
+
+    def update(self, stats: Tensor) -> None:
+        """Take a step's statistics, summed over ranks."""
+        rows, active, energy = stats[:3]
+        fired, near = stats[3:].chunk(2)
+        self.rows_seen += rows.long()
+        self.silent_rows.copy_(torch.where(fired > 0, 0, self.silent_rows + rows.long()))
+        self.mean_l0.copy_(active / rows)
+        self.residual.copy_(energy / rows)
+        self.near.copy_(near / rows)
+
+    @torch.no_grad()
+    def project_gradients_(self, sae: ThresholdSAE) -> None:
+        """Charge thresholds the price of an active atom, and keep decoder gradients on the sphere.
+
+        Moving threshold i by a fraction ``s`` of itself loses ``s · near_i / bandwidth`` active atoms per row. The price
+        is the reconstruction gained per active atom when all thresholds move by the same fraction.
+        """
+        sae.project_gradients_()
+        if sae.threshold.grad is not None:
+            gained = (sae.threshold.grad * sae.threshold).sum()
+            lost = self.near.float() / self.objective.bandwidth
+            price = gained / lost.sum().clamp_min(torch.finfo(torch.float32).tiny)
+            density = torch.where(sae.threshold > 0, lost / sae.threshold, 0)
+            sae.threshold.grad.sub_(price * density)
+
+    @torch.no_grad()
+    def after_step_(self, sae: ThresholdSAE) -> None:
+        """Scale the thresholds towards the target L0 and restore what the optimizer step disturbed."""
+        sae.normalise_()
+        excess = torch.log(self.mean_l0 / self.target())
+        sae.threshold.mul_((self.objective.gain * excess).clamp(-0.1, 0.1).exp().float())

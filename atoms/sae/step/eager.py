@@ -1,0 +1,62 @@
+"""One training step in plain PyTorch: the reference that every faster back end must agree with."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from atoms.sae.control import Control
+from atoms.sae.model import ThresholdSAE
+from atoms.sae.threshold import threshold_activation
+
+
+class StepOutput(NamedTuple):
+    """What a training step hands back.
+
+    Attributes:
+        loss: What to differentiate; a mean over the rows of the batch.
+        parts: Detached 0-dim tensors: `reconstruction`, `revival` and `l0`.
+        stats: Sums over rows for `Control.update`, flat float64; add those of all ranks first.
+    """
+
+    loss: Tensor
+    parts: dict[str, Tensor]
+    stats: Tensor
+
+
+def eager_step(sae: ThresholdSAE, control: Control, x: Tensor) -> StepOutput:
+    """Loss and statistics of one batch.
+
+    Args:
+        sae: The SAE.
+        control: Its control; read, not changed.
+        x: Activations (B, H), float32, in their own unit.
+    """
+    z = sae.standardise(x)
+    pre = sae.pre_activations(z)
+    codes = threshold_activation(pre, sae.threshold, control.objective.bandwidth)
+    error = z - sae.reconstruct(codes)
+    reconstruction = control.energy(error)
+    revival = _revival(sae, control, z, error.detach())
+    stats = control.statistics(pre.detach(), codes.detach(), sae.threshold.detach(), reconstruction.detach())
+    parts = {"reconstruction": reconstruction.detach(), "revival": revival.detach(), "l0": (stats[1] / stats[0])}
+    return StepOutput(reconstruction + control.objective.revival * revival, parts, stats)
+
+
+def _revival(sae: ThresholdSAE, control: Control, z: Tensor, error: Tensor) -> Tensor:
+    """How much of the error the silent atoms leave, as a share of the last step's error.
+
+    Every row picks its own few among the longest silent atoms. The shapes never depend on how many are silent, so
+    nothing waits for the device.
+    """
+    index, silent = control.spare()
+    pre = F.linear(z, sae.encoder_rows()[index]).float() + sae.bias[index]
+    few = max(1, control.num_spare // 2)
+    values, which = (pre.relu() * silent).topk(few, dim=1)
+    codes = torch.zeros_like(pre).scatter(1, which, values)
+    left = control.energy(error - (codes @ sae.decoder[index]).float())
+    share = (silent.sum() / few).clamp(max=1)
+    return left / control.residual.float() * share

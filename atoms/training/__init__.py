@@ -1,0 +1,1 @@
+"""Training as Lightning sees it: module, progress, scores, figures and MLflow."""

@@ -1,0 +1,103 @@
+"""The pictures of a run. Each function takes numbers and returns a figure; none keeps global state."""
+
+import numpy as np
+from matplotlib.figure import Figure
+from numpy.typing import NDArray
+from torch import Tensor
+
+from atoms.geometry import Coherence
+from atoms.metrics import random_cosine_density
+
+INK, ACCENT, QUIET, ALERT = "#1f2430", "#2a6fbb", "#9aa3b2", "#c8553d"
+
+
+def _canvas(title: str, x: str, y: str) -> tuple[Figure, "Axes"]:  # type: ignore[name-defined]  # noqa: F821
+    figure = Figure(figsize=(6.4, 4.0), layout="constrained")
+    axes = figure.add_subplot()
+    axes.set_title(title, loc="left", color=INK, fontsize=11)
+    axes.set_xlabel(x)
+    axes.set_ylabel(y)
+    axes.spines[["top", "right"]].set_visible(False)
+    return figure, axes
+
+
+def pre_activations(edges: NDArray[np.float64], counts: NDArray[np.int64], thresholds: Tensor) -> Figure:
+    """Pre-activations of all atoms on held-out rows, and where the thresholds cut them.
+
+    Args:
+        edges: Bin edges, shape ``(bins + 1,)``, in units of the standardised coordinates.
+        counts: Pre-activations per bin, shape ``(bins,)``.
+        thresholds: Thresholds of the atoms, shape ``(A,)``.
+    """
+    figure, axes = _canvas("Pre-activations on held-out rows, and the thresholds", "pre-activation", "count")
+    axes.stairs(np.maximum(counts, 0.5), edges, fill=True, color=QUIET, label="pre-activations, all atoms")
+    low, middle, high = np.quantile(thresholds.double().numpy(), [0.05, 0.5, 0.95])
+    axes.axvspan(low, high, color=ACCENT, alpha=0.25, label="θ: 5–95 % of atoms")
+    axes.axvline(middle, color=ACCENT, label=f"θ: median {middle:.2f}")
+    axes.set_yscale("log")
+    axes.legend(frameon=False)
+    return figure
+
+
+def firing_rates(rates: Tensor, target: float) -> Figure:
+    """Share of held-out rows on which each atom fires, sorted.
+
+    Args:
+        rates: Firing rate per atom, shape ``(A,)``, in [0, 1].
+        target: Rate that the target L0 would give every atom if all fired alike.
+    """
+    ordered = rates.double().sort(descending=True).values.numpy()
+    figure, axes = _canvas("How often atoms fire", "atoms, most frequent first", "share of held-out rows")
+    alive = ordered > 0
+    axes.plot(np.arange(1, len(ordered) + 1)[alive], ordered[alive], color=ACCENT)
+    axes.axhline(target, color=QUIET, linestyle="--", label="target L0 / atoms")
+    axes.set_yscale("log")
+    axes.set_xlim(0, len(ordered))
+    axes.set_title(f"{int((~alive).sum())} never fire", loc="right", color=ALERT, fontsize=9)
+    axes.legend(frameon=False)
+    return figure
+
+
+def coherence(euclid: Coherence, aip: Coherence, width: int) -> Figure:
+    """|cos| between atoms, Euclidean beside the atomic inner product, with random directions for comparison.
+
+    Args:
+        euclid: Coherence of the raw atoms.
+        aip: Coherence of the same atoms under the atomic inner product.
+        width: Dimension H, for the density of random directions.
+    """
+    figure, axes = _canvas("|cos| between pairs of atoms", "|cos|", "density")
+    bins = 400
+    for statistics, colour, name in ((euclid, ALERT, "Euclid"), (aip, ACCENT, "atomic inner product")):
+        fine = statistics.histogram.numpy()
+        coarse = fine.reshape(bins, -1).sum(1) if len(fine) % bins == 0 else np.histogram(
+            (np.arange(len(fine)) + 0.5) / len(fine), bins=bins, range=(0, 1), weights=fine
+        )[0]
+        density = coarse / max(coarse.sum(), 1) * bins
+        axes.stairs(np.where(density > 0, density, np.nan), np.linspace(0, 1, bins + 1), color=colour,
+                    label=f"{name}: max {statistics.maximum:.2f}")
+    grid = np.linspace(1e-3, 1 - 1e-3, 500)
+    axes.plot(grid, random_cosine_density(grid, width), color=QUIET, linestyle="--", label="random directions")
+    axes.set_yscale("log")
+    axes.set_ylim(bottom=1e-4)
+    axes.set_xlim(0, min(1.0, 1.15 * max(euclid.maximum, aip.maximum)))
+    axes.legend(frameon=False)
+    return figure
+
+
+def atoms_per_row(histogram: Tensor, target: float) -> Figure:
+    """Histogram of K, the number of atoms in a row.
+
+    Args:
+        histogram: Rows with k atoms at index k, shape ``(A + 1,)``.
+        target: Target L0.
+    """
+    counts = histogram.double().numpy()
+    mean = float((counts * np.arange(len(counts))).sum() / max(counts.sum(), 1))
+    last = int(np.nonzero(counts)[0].max(initial=1))
+    figure, axes = _canvas("Atoms in a row (K)", "K", "share of held-out rows")
+    axes.stairs(counts[: last + 1] / max(counts.sum(), 1), np.arange(last + 2) - 0.5, fill=True, color=QUIET)
+    axes.axvline(mean, color=ACCENT, label=f"mean {mean:.1f}")
+    axes.axvline(target, color=ALERT, linestyle="--", label=f"target {target:g}")
+    axes.legend(frameon=False)
+    return figure

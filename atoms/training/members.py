@@ -1,0 +1,112 @@
+"""The dictionaries that train together in one pass over the rows: their settings and their parts."""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from typing import Any
+
+from torch import nn
+
+from atoms.errors import AtomsError
+from atoms.geometry import AtomicInnerProduct
+from atoms.sae import Control, Encoder, Objective, ThresholdSAE
+
+SINGLE = "tsae"
+"""Name of the member of a run that has only one."""
+
+
+@dataclass
+class MemberOverrides:
+    """What one member does differently from the rest of the run; None keeps the run's own setting."""
+
+    site: str | None = None
+    """Site whose rows it learns."""
+    expansion: float | None = None
+    """Atoms per coordinate."""
+    power: float | None = None
+    """p, where on the metric path it lives."""
+    error_power: float | None = None
+    """r, the metric of its reconstruction error."""
+    encoder: Encoder | None = None
+    """Kind of encoder."""
+    target_l0: float | None = None
+    """Mean number of active atoms per row."""
+    lr: float | None = None
+    """Learning rate."""
+    clip: float | None = None
+    """Largest norm of its gradient."""
+    seed: int | None = None
+    """Seed of its initial directions."""
+
+
+@dataclass(frozen=True)
+class MemberConfig:
+    """Settings of one dictionary, complete; `TSAEModule` documents them."""
+
+    site: str
+    expansion: float
+    power: float
+    error_power: float
+    encoder: Encoder
+    target_l0: float
+    lr: float
+    clip: float
+    seed: int
+
+    def num_atoms(self, width: int) -> int:
+        """Number of atoms A for rows of ``width``."""
+        return max(1, math.floor(self.expansion * width))
+
+
+class Member(nn.Module):
+    """One dictionary in training: the SAE, and what steers it without gradients.
+
+    Args:
+        config: Its settings.
+        geometry: The atomic inner product of its site.
+        rows: Rows that training will see in all; the schedules are shares of it.
+    """
+
+    def __init__(self, config: MemberConfig, geometry: AtomicInnerProduct, rows: int) -> None:
+        super().__init__()
+        self.config = config
+        self.sae = ThresholdSAE(
+            geometry.width,
+            config.num_atoms(geometry.width),
+            geometry=geometry,
+            power=config.power,
+            encoder=config.encoder,
+            seed=config.seed,
+        )
+        self.control = Control(
+            self.sae, Objective(target_l0=config.target_l0, error_power=config.error_power), rows=rows
+        )
+
+
+def member_configs(
+    base: Mapping[str, Any], overrides: Mapping[str, MemberOverrides] | None, sites: list[str]
+) -> dict[str, MemberConfig]:
+    """Settings of every member, by name.
+
+    Args:
+        base: The run's own settings; ``site`` may be None where the store holds only one.
+        overrides: By member, what differs from ``base``; None for a single member.
+        sites: Sites the store holds.
+
+    Raises:
+        AtomsError: For a name that MLflow or PyTorch cannot hold, or a site the store does not have.
+    """
+    configs = {}
+    for name, changes in (overrides or {SINGLE: MemberOverrides()}).items():
+        if not name.replace("_", "").replace("-", "").isalnum():
+            raise AtomsError(f"model.members has {name!r}: name a member with letters, digits, '-' and '_' only")
+        own = {field.name: getattr(changes, field.name) for field in fields(changes)}
+        merged = {**base, **{key: value for key, value in own.items() if value is not None}}
+        if merged["site"] is None:
+            if len(sites) > 1:
+                raise AtomsError(f"model.site is not set and the store holds {len(sites)}: name one of {', '.join(sites)}")
+            merged["site"] = sites[0]
+        if merged["site"] not in sites:
+            raise AtomsError(f"model.site is {merged['site']!r}, which the store does not hold: use {', '.join(sites)}")
+        configs[name] = MemberConfig(**merged)
+    return configs

@@ -1,0 +1,67 @@
+"""Everything measured about one dictionary on one kind of rows."""
+
+import torch
+from torch import Tensor, nn
+from torchmetrics import Metric
+
+from atoms.metrics import ReconstructionR2, SparsityProfile
+from atoms.sae import ThresholdSAE
+
+BIN_RANGE = (-10.0, 30.0)
+NUM_BINS = 400
+
+
+class PreActivationHistogram(Metric):
+    """Histogram of pre-activations, pooled over atoms, in fixed bins of the standardised coordinates.
+
+    As input to ``update`` the metric accepts pre-activations (Tensor) of any shape; ``compute`` returns counts,
+    shape ``(NUM_BINS,)`` int64. Values outside `BIN_RANGE` count in the outermost bins.
+    """
+
+    is_differentiable = False
+    full_state_update = False
+    counts: Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.add_state("counts", torch.zeros(NUM_BINS, dtype=torch.int64), dist_reduce_fx="sum")
+
+    def update(self, pre: Tensor) -> None:
+        """Count a batch."""
+        self.counts = self.counts + torch.histc(pre.float().clamp(*BIN_RANGE), NUM_BINS, *BIN_RANGE).long()
+
+    def compute(self) -> Tensor:
+        """Counts over all batches and ranks."""
+        return self.counts
+
+
+class MemberScores(nn.Module):
+    """Reconstruction, sparsity and pre-activations of one SAE.
+
+    Args:
+        sae: The dictionary that will be scored; its geometry is the metric of the AIP scores.
+    """
+
+    def __init__(self, sae: ThresholdSAE) -> None:
+        super().__init__()
+        self.reconstruction = ReconstructionR2(sae.width, sae.geometry)
+        self.sparsity = SparsityProfile(sae.num_atoms)
+        self.pre = PreActivationHistogram()
+
+    @torch.no_grad()
+    def update(self, sae: ThresholdSAE, rows: Tensor) -> None:
+        """Encode ``rows`` (B, H), B may be 0, and count them in."""
+        pre = sae.pre_activations(sae.standardise(rows))
+        codes = pre * (pre >= sae.threshold)
+        self.reconstruction.update(rows, sae.decode(codes))
+        self.sparsity.update(codes, rows)
+        self.pre.update(pre)
+
+    def compute(self) -> dict[str, Tensor]:
+        """Scalars over all rows and ranks: four R², l0, dead, singleton."""
+        return {**self.reconstruction.compute(), **self.sparsity.compute()}
+
+    def reset(self) -> None:
+        """Forget all rows."""
+        for metric in (self.reconstruction, self.sparsity, self.pre):
+            metric.reset()
