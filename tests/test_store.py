@@ -347,7 +347,7 @@ def test_large_float32_rows_are_no_overflow(tmp_path):
     writer = StoreWriter.create(tmp_path / "store", SPEC)
     span = SPEC.spans[0]
     rows = make_rows(SPEC, span)
-    rows[SITE][0] = 1e30  # its square overflows float32, the row does not
+    rows[SITE][0] = 3e38  # its norm overflows float32, the row does not
     writer.write_block(span, rows, **make_tokens(span))
     assert span not in writer.pending
 
@@ -419,7 +419,9 @@ def test_disk_that_fills_up_leaves_a_resumable_store(pristine, tmp_path, monkeyp
             patch.setattr("atoms.activations.writer.fsync", full_disk)
         else:
             patch.setattr("atoms.activations.manifest.write_json", full_disk)
-        with pytest.raises(AtomsError, match=r"disk full, .* still to be written; free that much and run `atoms cache`"):
+        with pytest.raises(
+            AtomsError, match=r"disk full, .* still to be written; free that much and run `atoms cache`"
+        ):
             write(writer, writer.pending[:1])
     assert len(writer.pending) == 5
     writer = StoreWriter.resume(tmp_path / "store", SPEC)
@@ -481,7 +483,9 @@ def test_being_written(path):
 
 def test_missing_shard(path):
     shard(path, index=3).unlink()
-    with pytest.raises(AtomsError, match=r"c/3/0 is missing \(expected \d+ bytes\); delete manifest/train-000001\.json"):
+    with pytest.raises(
+        AtomsError, match=r"c/3/0 is missing \(expected \d+ bytes\); delete manifest/train-000001\.json"
+    ):
         ActivationStore.open(path)
 
 
@@ -489,7 +493,9 @@ def test_missing_shard(path):
 def test_truncated_shard(path, size):
     expected = shard(path, "val").stat().st_size
     os.truncate(shard(path, "val"), size)
-    with pytest.raises(AtomsError, match=rf"expected {expected} bytes, found {size}\); delete manifest/val-000000\.json"):
+    with pytest.raises(
+        AtomsError, match=rf"expected {expected} bytes, found {size}\); delete manifest/val-000000\.json"
+    ):
         ActivationStore.open(path)
     assert StoreWriter.resume(path, SPEC).pending == [Span("val", 0, 0, 32)]
 

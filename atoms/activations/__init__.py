@@ -1,1 +1,5 @@
-"""Hidden states, from text to shuffled batches; knows nothing of dictionaries."""
+"""Hidden states, from text to batches; knows nothing of dictionaries."""
+
+from atoms.activations.text import Corpus, StdlibDocstrings, TextFiles
+
+__all__ = ["Corpus", "StdlibDocstrings", "TextFiles"]

@@ -108,17 +108,18 @@ def _rolling_hash(tokens: NDArray[np.int32], width: int) -> NDArray[np.uint64]:
     """Hash of every window of ``width`` tokens, shape (max(tokens - width + 1, 0),).
 
     Windows of 2, 4, 8, ... tokens are combined from their halves, and the wanted width from two overlapping ones.
+    The left part is mixed every time, because a sum alone would not notice tokens that change places.
     """
     if len(tokens) < width:
         return np.empty(0, dtype=np.uint64)
     hashes = mix(tokens.astype(np.uint64) + _ODD)
     size = 1
     while size * 2 <= width:
-        hashes = hashes[:-size] * _ODD + hashes[size:]
+        hashes = mix(hashes[:-size]) + hashes[size:]
         size *= 2
     rest = width - size
     if rest:
-        hashes = hashes[:-rest] * _ODD + mix(hashes[rest:])
+        hashes = mix(hashes[:-rest]) + hashes[rest:]
     return mix(hashes)
 
 

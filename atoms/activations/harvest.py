@@ -14,6 +14,7 @@ from lightning.pytorch.utilities import rank_zero_only
 from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset
+from transformers import PreTrainedTokenizerBase
 
 from atoms.activations.files import free_bytes
 from atoms.activations.grid import Grid, Span
@@ -21,18 +22,18 @@ from atoms.activations.grouping import near_duplicate_groups
 from atoms.activations.harvest_spec import HarvestSpec
 from atoms.activations.language_model import (
     ResolvedModel,
-    Wrapping,
+    SpecialTokens,
     load_model,
     load_tokenizer,
     max_context,
-    special_ids,
+    pad_batch,
+    special_tokens,
     tokenize,
-    wrapping,
 )
 from atoms.activations.lock import StoreLock
 from atoms.activations.moments_writer import MomentsWriter
 from atoms.activations.plan import Block, RowPlan
-from atoms.activations.sites import SiteReader, resolve_site
+from atoms.activations.sites import SiteReader
 from atoms.activations.spec import STORAGE, StoreSpec, stored_spec
 from atoms.activations.text import assign_splits, document_order
 from atoms.activations.writer import StoreWriter
@@ -43,67 +44,69 @@ from atoms.progress import Meter, duration, size
 class ForwardBatch:
     """Some sequences of a block, padded to the longest.
 
-    Attributes:
-        span: The block they belong to.
-        block: Its plan.
+    Args:
+        block: The block they belong to.
         members: Indices of the sequences within the block, shape ``(B,)``.
-        input_ids: Tokens with special tokens and padding, shape ``(B, L)`` int64.
-        attention_mask: 1 for every real token, same shape.
+        special: Special tokens around a sequence.
+        pad_id: The tokenizer's padding id, if it has one.
+        last: Whether the block is whole after this batch.
+
+    Attributes:
+        inputs: ``input_ids`` and ``attention_mask``, shape ``(B, L)`` int64.
         kept: True where a token's row belongs to the block, same shape.
         slots: Where those rows go in the block, in the order of ``kept``'s true entries.
-        last: Whether the block is whole after this batch.
     """
 
-    def __init__(self, block: Block, members: NDArray[np.int64], wrapping: Wrapping, last: bool) -> None:
-        self.span, self.last = block.span, last
-        before, after = len(wrapping.prefix), len(wrapping.suffix)
-        longest = int(block.length[members].max()) + before + after
-        ids = np.full((len(members), longest), wrapping.pad, np.int64)
-        mask = np.zeros((len(members), longest), np.int64)
-        kept = np.zeros((len(members), longest), bool)
-        for row, member in enumerate(members):
-            tokens = np.concatenate([wrapping.prefix, block.sequence(member), wrapping.suffix])
-            ids[row, : len(tokens)] = tokens
-            mask[row, : len(tokens)] = 1
-            kept[row, before + block.first[member] : before + block.stop[member]] = True
-        self.input_ids, self.attention_mask, self.kept = map(torch.from_numpy, (ids, mask, kept))
+    def __init__(
+        self, block: Block, members: NDArray[np.int64], special: SpecialTokens, pad_id: int | None, last: bool
+    ) -> None:
+        self.block, self.last = block, last
+        self.inputs, own = pad_batch([block.sequence(member) for member in members], special, pad_id)
+        # A sequence that straddles the block's border is read whole; only its tokens on this side are kept.
+        place = torch.arange(own.shape[1]) - len(special.prefix)
+        first, stop = (torch.from_numpy(bound[members])[:, None] for bound in (block.first, block.stop))
+        self.kept = own & (place >= first) & (place < stop)
         self.slots = torch.from_numpy(np.concatenate([block.slots_of(member) for member in members]))
 
     def to(self, device: torch.device) -> "ForwardBatch":
         """Move what the model needs; Lightning calls this."""
-        self.input_ids, self.attention_mask, self.kept = (
-            tensor.to(device) for tensor in (self.input_ids, self.attention_mask, self.kept)
-        )
+        self.inputs = {name: tensor.to(device) for name, tensor in self.inputs.items()}
+        self.kept = self.kept.to(device)
         return self
 
 
-def forward_batches(block: Block, wrapping: Wrapping, batch_tokens: int) -> Iterator[ForwardBatch]:
+def forward_batches(
+    block: Block, special: SpecialTokens, pad_id: int | None, batch_tokens: int
+) -> Iterator[ForwardBatch]:
     """Cut a block into batches of sequences of similar length, padded tokens counted.
 
     Args:
         block: The block.
-        wrapping: Special tokens around a sequence.
+        special: Special tokens around a sequence.
+        pad_id: The tokenizer's padding id, if it has one.
         batch_tokens: Most tokens of a batch; a longer single sequence still makes one.
     """
     order = np.argsort(-block.length, kind="stable")
-    extra = len(wrapping.prefix) + len(wrapping.suffix)
     start = 0
     while start < len(order):
         # Sorted from the longest, so the first sequence of a batch sets its padded length.
-        count = max(1, batch_tokens // (int(block.length[order[start]]) + extra))
-        yield ForwardBatch(block, order[start : start + count], wrapping, last=start + count >= len(order))
+        count = max(1, batch_tokens // (int(block.length[order[start]]) + len(special)))
+        yield ForwardBatch(block, order[start : start + count], special, pad_id, last=start + count >= len(order))
         start += count
 
 
 class _Batches(IterableDataset[ForwardBatch]):
     """The forward batches of the blocks a rank still has to write."""
 
-    def __init__(self, plan: RowPlan, spans: list[Span], wrapping: Wrapping, batch_tokens: int) -> None:
-        self.plan, self.spans, self.wrapping, self.batch_tokens = plan, spans, wrapping, batch_tokens
+    def __init__(
+        self, plan: RowPlan, spans: list[Span], special: SpecialTokens, pad_id: int | None, batch_tokens: int
+    ) -> None:
+        self.plan, self.spans = plan, spans
+        self.special, self.pad_id, self.batch_tokens = special, pad_id, batch_tokens
 
     def __iter__(self) -> Iterator[ForwardBatch]:
         for span in self.spans:
-            yield from forward_batches(self.plan.block(span), self.wrapping, self.batch_tokens)
+            yield from forward_batches(self.plan.block(span), self.special, self.pad_id, self.batch_tokens)
 
 
 class HarvestModule(L.LightningModule):
@@ -114,7 +117,7 @@ class HarvestModule(L.LightningModule):
         plan: Where every row will live.
         spec: The store to write.
         path: Where.
-        wrapping: Special tokens around a sequence.
+        tokenizer: Its tokenizer, for the special tokens around a sequence.
         batch_tokens: Most tokens of one forward.
         facts: What is noted in the finished store beside its identity.
     """
@@ -125,18 +128,19 @@ class HarvestModule(L.LightningModule):
         plan: RowPlan,
         spec: StoreSpec,
         path: Path,
-        wrapping: Wrapping,
+        tokenizer: PreTrainedTokenizerBase,
         batch_tokens: int,
         facts: dict[str, Any],
     ) -> None:
         super().__init__()
         self.resolved, self.plan, self.spec, self.path = resolved, plan, spec, path
-        self.wrapping, self.batch_tokens, self.facts = wrapping, batch_tokens, facts
+        self.special, self.pad_id = special_tokens(tokenizer), tokenizer.pad_token_id
+        self.batch_tokens, self.facts = batch_tokens, facts
 
     def configure_model(self) -> None:
         """Load the weights."""
         self.model = load_model(self.resolved)
-        self.reader = SiteReader(self.model, [resolve_site(self.model, site) for site in self.spec.sites])
+        self.reader = SiteReader(self.model, self.spec.sites)
 
     def setup(self, stage: str) -> None:
         """Lay out the store once, join it everywhere, and see which blocks are this rank's to write."""
@@ -158,8 +162,10 @@ class HarvestModule(L.LightningModule):
 
     def predict_dataloader(self) -> DataLoader[ForwardBatch]:
         """The rank's own batches; no sampler may redistribute them."""
-        dataset = _Batches(self.plan, self.spans, self.wrapping, self.batch_tokens)
-        return DataLoader(dataset, batch_size=None, num_workers=0)
+        return DataLoader(self._batches(self.spans), batch_size=None, num_workers=0)
+
+    def _batches(self, spans: list[Span]) -> _Batches:
+        return _Batches(self.plan, spans, self.special, self.pad_id, self.batch_tokens)
 
     def on_predict_start(self) -> None:
         """Say how long it will take, measured on one batch."""
@@ -167,7 +173,7 @@ class HarvestModule(L.LightningModule):
         self.started = time.monotonic()
         self.reader.__enter__()
         if self.spans and self.trainer.is_global_zero:
-            batch = next(iter(_Batches(self.plan, self.spans[:1], self.wrapping, self.batch_tokens))).to(self.device)
+            batch = next(iter(self._batches(self.spans[:1]))).to(self.device)
             begin = time.monotonic()
             self.read(batch)
             rate = int(batch.kept.sum()) / (time.monotonic() - begin)
@@ -177,27 +183,27 @@ class HarvestModule(L.LightningModule):
     def read(self, batch: ForwardBatch) -> dict[str, Tensor]:
         """Rows of every site for a batch, shape ``(kept, H)`` in the store's type, on the CPU."""
         with torch.inference_mode():
-            states = self.reader.read(input_ids=batch.input_ids, attention_mask=batch.attention_mask)
+            states = self.reader.read(**batch.inputs)
             return {site: state[batch.kept].cpu() for site, state in states.items()}
 
     def predict_step(self, batch: ForwardBatch, batch_idx: int) -> None:
         """Put a batch's rows into the block's buffer; write the block when it is whole."""
-        rows = self.read(batch)
+        rows, span = self.read(batch), batch.block.span
         if not self.buffer:
             self.buffer = {
-                site: torch.empty(batch.span.rows, width, dtype=rows[site].dtype)
+                site: torch.empty(span.rows, width, dtype=rows[site].dtype)
                 for site, width in self.spec.sites.items()
             }
         for site, values in rows.items():
             self.buffer[site][batch.slots] = values
         self.meter.advance(len(batch.slots) * self.world)
         if batch.last:
-            block = self.plan.block(batch.span)
+            block = batch.block
             self.writer.write_block(
-                batch.span, self.buffer, token_id=block.token_id, doc_id=block.doc_id, position=block.position
+                span, self.buffer, token_id=block.token_id, doc_id=block.doc_id, position=block.position
             )
             self.buffer = {}
-            self.moments.after(batch.span)
+            self.moments.after(span)
 
     def on_predict_end(self) -> None:
         """Pool the moments and mark the store complete."""
@@ -241,22 +247,21 @@ def _prepare(settings: HarvestSpec, path: Path) -> HarvestModule:
     """Tokenise, group, deal and plan; say what it will cost."""
     resolved = settings.resolved
     tokenizer = load_tokenizer(resolved)
-    around = wrapping(tokenizer)
     longest = max_context(resolved.config, tokenizer)
-    if settings.context > longest:
+    if longest is not None and settings.context > longest:
         raise AtomsError(
             f"data.harvest.context is {settings.context}, but {settings.model.name} reads at most {longest} tokens "
             f"beside its special ones: set it to {longest} or less"
         )
     tokens = tokenize(tokenizer, (document.text for document in settings.corpus.documents()))
-    special = np.array(sorted(special_ids(tokenizer)), np.int32)
+    # Text may spell a special token; its row would be a special token's all the same.
+    special = np.array([token for token in tokenizer.all_special_ids if token != tokenizer.unk_token_id], np.int32)
     tokens = [document[~np.isin(document, special)] for document in tokens]
     groups = near_duplicate_groups(tokens)
     lengths = np.array([len(document) for document in tokens])
     shares = {"train": 1 - settings.val - settings.test, "val": settings.val, "test": settings.test}
     dealt = assign_splits(groups, lengths, shares, settings.seed)
-    order = document_order(groups, settings.seed)
-    splits = {split: order[dealt.splits[order] == number] for number, split in enumerate(shares)}
+    splits = {split: document_order(dealt.documents(split), settings.seed) for split in shares}
     rows = RowPlan.count(tokens, splits)
     widths = settings.widths()
     row_bytes = [width * STORAGE[settings.storage][0].itemsize for width in widths.values()]
@@ -269,13 +274,13 @@ def _prepare(settings: HarvestSpec, path: Path) -> HarvestModule:
         f"harvest  {settings.model.name}: {', '.join(f'{site} ({width})' for site, width in widths.items())}",
         f"text     {len(tokens):,} documents in {len(np.unique(groups)):,} groups, {sum(rows.values()):,} tokens "
         f"({', '.join(f'{split} {count:,}' for split, count in rows.items())})",
-        *([f"note     {dealt.note}"] if dealt.note else []),
+        *(f"note     {warning}" for warning in dealt.warnings),
         f"disk     {size(spec.disk_bytes)} in {path} ({size(free_bytes(path))} free)",
         f"memory   {size(grid.block_rows * sum(row_bytes))} a rank for a block of rows, beside the model",
     ):
         announce(line)
     facts = {"documents": len(tokens), "groups": len(np.unique(groups)), "model_path": str(resolved.path)}
-    return HarvestModule(resolved, plan, spec, path, around, settings.batch_tokens, facts)
+    return HarvestModule(resolved, plan, spec, path, tokenizer, settings.batch_tokens, facts)
 
 
 @rank_zero_only

@@ -71,8 +71,7 @@ class HarvestSpec:
         """Type rows are stored in."""
         if self.dtype != "auto":
             return self.dtype
-        name = str(self.resolved.dtype).removeprefix("torch.")
-        return name if name in STORAGE else "float32"
+        return self.resolved.dtype if self.resolved.dtype in STORAGE else "float32"
 
     @cached_property
     def identity(self) -> dict[str, Any]:
@@ -81,7 +80,7 @@ class HarvestSpec:
             "kind": "harvest",
             "model": self.resolved.identity,
             "model_name": self.model.name,
-            "compute_dtype": str(self.resolved.dtype).removeprefix("torch."),
+            "compute_dtype": self.resolved.dtype,
             "corpus": self.corpus.digest(),
             "corpus_settings": self.corpus.describe(),
             "sites": self.sites,

@@ -11,6 +11,7 @@ import hashlib
 import importlib.util
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from copy import deepcopy
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -20,6 +21,7 @@ import numpy as np
 import torch
 from huggingface_hub import HfApi, is_offline_mode
 from numpy.typing import NDArray
+from safetensors import SafetensorError
 from transformers import AutoConfig, AutoModel, AutoTokenizer, PretrainedConfig, PreTrainedModel
 from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 from transformers.utils.hub import cached_file
@@ -89,11 +91,20 @@ def resolve(spec: ModelSpec) -> ResolvedModel:
 
 
 def load_tokenizer(resolved: ResolvedModel) -> PreTrainedTokenizerBase:
-    """Load the tokenizer that belongs to a resolved model."""
+    """Load the tokenizer that belongs to a resolved model.
+
+    Raises:
+        AtomsError: If there is none, or none with a vocabulary.
+    """
     try:
         tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(resolved.path, **_source(resolved))
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise AtomsError(f"harvest.model.name={resolved.path!r}: no usable tokenizer ({_first_line(error)})") from error
+    if len(tokenizer) <= len(tokenizer.all_special_tokens):  # what transformers makes of absent files
+        raise AtomsError(
+            f"harvest.model.name={resolved.path!r}: no usable tokenizer (its vocabulary is empty); "
+            "save the tokenizer beside the model"
+        )
     return tokenizer
 
 
@@ -105,10 +116,10 @@ def load_model(resolved: ResolvedModel) -> PreTrainedModel:
     """
     try:
         model, info = AutoModel.from_pretrained(
-            resolved.path, config=resolved.config, dtype=resolved.dtype, use_safetensors=True,
+            resolved.path, config=deepcopy(resolved.config), dtype=resolved.dtype, use_safetensors=True,
             output_loading_info=True, **_source(resolved),
         )  # fmt: skip
-    except (OSError, ValueError, RuntimeError) as error:
+    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         raise AtomsError(f"harvest.model.name={resolved.path!r}: cannot load weights ({_first_line(error)})") from error
     # A pooler reads the last hidden state and is not part of the language model; many checkpoints lack it.
     missing = sorted(key for key in info["missing_keys"] if not key.startswith("pooler."))
@@ -123,7 +134,7 @@ def load_model(resolved: ResolvedModel) -> PreTrainedModel:
 def meta_model(resolved: ResolvedModel) -> PreTrainedModel:
     """Build the same model on the meta device: every module and shape, no weights."""
     with torch.device("meta"):
-        model: PreTrainedModel = AutoModel.from_config(resolved.config)  # type: ignore[no-untyped-call]
+        model: PreTrainedModel = AutoModel.from_config(deepcopy(resolved.config))  # type: ignore[no-untyped-call]
     return _prepare(model)
 
 
@@ -273,26 +284,34 @@ def _resolve_folder(spec: ModelSpec, folder: Path) -> ResolvedModel:
     if spec.sha256 is not None:
         _check_sha256(spec, digests.get(_WEIGHTS))
     identity = hashlib.sha256(repr(sorted(digests.items())).encode()).hexdigest()
-    return ResolvedModel(str(folder), None, _config(spec, str(folder), local_files_only=True), identity, spec.dtype)
+    return ResolvedModel(str(folder), None, _config(spec, str(folder)), identity, spec.dtype)
 
 
 def _resolve_hub(spec: ModelSpec) -> ResolvedModel:
     """Pin a hub id to a commit: what the cache holds, otherwise what the hub serves now."""
     try:
-        config = _config(spec, spec.name, revision=spec.revision, local_files_only=True)
+        file = _hub_file(spec, "config.json", spec.revision, local_files_only=True)
     except AtomsError:
         if is_offline_mode():
             raise
-        config = _config(spec, spec.name, revision=_hub_commit(spec), local_files_only=False)
-    commit = config._commit_hash
+        file = _hub_file(spec, "config.json", _hub_commit(spec), local_files_only=False)
+    commit = file.parent.name  # the cache keeps each commit's files in a folder of that name
     if spec.sha256 is not None:
         try:
-            file = cached_file(spec.name, _WEIGHTS, revision=commit, local_files_only=is_offline_mode())
-        except OSError as error:
-            raise AtomsError(f"harvest.model.sha256: cannot check {spec.name!r} ({_first_line(error)})") from error
-        _check_sha256(spec, None if file is None else _sha256(Path(file)))
+            found = _sha256(_hub_file(spec, _WEIGHTS, commit, local_files_only=is_offline_mode()))
+        except AtomsError:
+            found = None
+        _check_sha256(spec, found)
     identity = hashlib.sha256(f"{spec.name}@{commit}".encode()).hexdigest()
-    return ResolvedModel(spec.name, commit, config, identity, spec.dtype)
+    return ResolvedModel(spec.name, commit, _config(spec, str(file.parent)), identity, spec.dtype)
+
+
+def _hub_file(spec: ModelSpec, file: str, revision: str | None, *, local_files_only: bool) -> Path:
+    """Path in the cache of one file of a hub repository, fetched if need be."""
+    try:
+        return Path(str(cached_file(spec.name, file, revision=revision, local_files_only=local_files_only)))
+    except OSError as error:
+        raise _not_found(spec, error) from error
 
 
 def _hub_commit(spec: ModelSpec) -> str:
@@ -304,11 +323,13 @@ def _hub_commit(spec: ModelSpec) -> str:
     return commit
 
 
-def _config(spec: ModelSpec, path: str, **source: Any) -> PretrainedConfig:
+def _config(spec: ModelSpec, folder: str) -> PretrainedConfig:
     try:
-        config: PretrainedConfig = AutoConfig.from_pretrained(path, trust_remote_code=False, **source)
+        config: PretrainedConfig = AutoConfig.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
     except (OSError, ValueError, KeyError) as error:
-        raise _not_found(spec, error) from error
+        raise AtomsError(
+            f"harvest.model.name={spec.name!r}: config.json is missing or not understood ({_first_line(error)})"
+        ) from error
     return config
 
 

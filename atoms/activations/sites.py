@@ -104,13 +104,23 @@ def site_widths(meta_model: PreTrainedModel, names: Iterable[str]) -> dict[str, 
     Raises:
         AtomsError: If a site does not exist, or does not yield one vector per token.
     """
-    ids = torch.zeros((1, 4), dtype=torch.int64, device=meta_model.device)
     reader = SiteReader(meta_model, names)
+    ids = torch.zeros((1, 4), dtype=torch.int64, device=meta_model.device)
+    attention = meta_model.config._attn_implementation
+    # Meta tensors have no values to look at, and the masks of eager attention are built without.
+    meta_model.set_attn_implementation("eager")
+    failure: Exception
     try:
-        with torch.no_grad(), reader:
-            return {name: rows.shape[-1] for name, rows in reader.read(input_ids=ids).items()}
-    except (RuntimeError, NotImplementedError) as error:  # some forwards look at values, which meta tensors lack
-        return {site.name: _declared_width(meta_model, site, error) for site in reader.sites}
+        # Bidirectional models look at the values of a mask; causal ones, without a mask, look for padding in the ids.
+        for mask in ({}, {"attention_mask": torch.ones_like(ids)}):
+            try:
+                with torch.no_grad(), reader:
+                    return {name: rows.shape[-1] for name, rows in reader.read(input_ids=ids, **mask).items()}
+            except (RuntimeError, NotImplementedError) as error:
+                failure = error
+    finally:
+        meta_model.set_attn_implementation(attention)
+    return {site.name: _declared_width(meta_model, site, failure) for site in reader.sites}
 
 
 def _declared_width(model: PreTrainedModel, site: Site, error: Exception) -> int:
@@ -144,13 +154,13 @@ class SiteReader:
         if len({site.name for site in self.sites}) != len(self.sites) or not self.sites:
             raise AtomsError(f"harvest.sites must name each site once, got {[site.name for site in self.sites]}")
         self._model = model
-        self._captured: dict[str, Tensor] = {}
+        self._modules = [model.get_submodule(site.module_path) for site in self.sites]
+        self._captured: dict[str, Tensor] | None = None  # None outside `read`, where the hooks do nothing
         self._shape = torch.Size()
         self._handles: list[RemovableHandle] = []
 
     def __enter__(self) -> Self:
-        for site in self.sites:
-            module = self._model.get_submodule(site.module_path)
+        for site, module in zip(self.sites, self._modules, strict=True):
             if site.end == "input":
                 self._handles.append(module.register_forward_pre_hook(self._input_hook(site), with_kwargs=True))
             else:
@@ -177,17 +187,17 @@ class SiteReader:
         """
         if not self._handles:
             raise RuntimeError("SiteReader.read needs the reader's context: with SiteReader(...) as reader")
-        self._captured = {}
+        captured: dict[str, Tensor] = {}
+        self._captured = captured
         self._shape = inputs["input_ids"].shape
         try:
             self._model(**inputs)
         except _AllCaptured:
-            pass
-        else:
-            missed = [site.name for site in self.sites if site.name not in self._captured]
-            raise AtomsError(f"harvest.sites: the forward of {type(self._model).__name__} never reaches {missed}")
-        captured, self._captured = self._captured, {}
-        return {site.name: captured[site.name] for site in self.sites}
+            return {site.name: captured[site.name] for site in self.sites}
+        finally:
+            self._captured = None
+        missed = [site.name for site in self.sites if site.name not in captured]
+        raise AtomsError(f"harvest.sites: the forward of {type(self._model).__name__} never reaches {missed}")
 
     def _input_hook(self, site: Site) -> Any:
         def hook(_module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
@@ -203,6 +213,8 @@ class SiteReader:
 
     def _capture(self, site: Site, value: Any) -> None:
         """Keep the first tensor of ``value`` and stop the forward when nothing more is wanted."""
+        if self._captured is None:
+            return
         if not isinstance(value, Tensor):
             value = next((part for part in value if isinstance(part, Tensor)), None)
         # A copy, because a later module may write into the original in place.

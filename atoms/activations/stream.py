@@ -106,7 +106,7 @@ class TrainStream:
                 pool.last_given = self._given
                 yield {site: pool.rows[site][index * width : (index + 1) * width] for site in self.sites}
                 if self._reader is not reader:
-                    raise RuntimeError("a later iteration over this stream has ended this one")
+                    raise RuntimeError("this iteration was ended: the stream was closed or iterated anew")
         finally:
             reader.close()
             if self._reader is reader:

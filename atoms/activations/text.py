@@ -257,9 +257,9 @@ def assign_splits(
     """Deal whole groups of documents to splits so that each gets its share of the tokens.
 
     Groups are dealt from large to small, shuffled by a hash of seed and group id among groups of like size (within
-    a factor of two). Each goes to the split that is furthest behind its share of what has been dealt so far, so
-    every split receives large and small groups alike and a giant one unbalances only itself. The result depends
-    on neither the order of documents nor their number of near-duplicates outside their own group.
+    a factor of two). Each goes to the split that would be furthest behind its share of what has been dealt, so
+    every split receives large and small groups alike and a giant one goes to the largest split. The result does not
+    depend on the order of the documents.
 
     Args:
         groups: Group id of each document, shape (documents,), as `near_duplicate_groups` returns them.
@@ -281,7 +281,9 @@ def assign_splits(
 
     dealt = np.zeros(len(shares))
     split_of_group = np.empty(len(ids), dtype=np.int8)
-    for total, group in zip(np.cumsum(sizes[order]), order, strict=True):
+    for group in order:
+        # Counted at its class's size and not its own, so that within a class the choice does not depend on size.
+        total = dealt.sum() + 2.0 ** magnitude[group]
         behind = np.where(shares > 0, shares * total - dealt, -np.inf)
         choice = int(np.argmax(behind))
         split_of_group[group] = choice

@@ -41,7 +41,7 @@ _ZARR_CONFIG = {
 }
 
 
-_NORM_ROWS = 4096  # bounds the float64 copy
+_NORM_ROWS = 64  # keeps the float64 copy in the cache
 
 
 class StoreWriter:
@@ -177,6 +177,8 @@ class StoreWriter:
         missing = self.spec.disk_bytes - sum(self._committed.values())
         with disk_errors(self.path, missing):
             manifest_path(self.path, span).unlink(missing_ok=True)
+            for name in self.spec.shard_files(span):  # what a kill left; zarr would read a partial last shard first
+                (self.path / name).unlink(missing_ok=True)
             for path, column in columns.items():
                 self._write_shards(path, column, span)
             self._flush(span)
@@ -227,9 +229,9 @@ class StoreWriter:
         if not given.is_floating_point():
             raise TypeError(f"{site}: rows must be floating point, got {given.dtype}")
         stored = given.to(STORAGE[self.spec.dtype][1]).contiguous()
-        # float64, a chunk at a time: no dtype overflows in it, so a norm is finite exactly if its row is
-        norms = torch.cat([torch.linalg.vector_norm(part.double(), dim=1) for part in torch.split(stored, _NORM_ROWS)])
-        if bad := int((~norms.isfinite()).sum()):
+        bits = (stored.view(torch.uint16) if stored.dtype == torch.bfloat16 else stored).numpy()
+        norms = _norms(bits)
+        if bad := int((~np.isfinite(norms)).sum()):
             block = f"{bad} of {span.rows} rows of site {site} in block {span.index} of {span.split}"
             if bool(given.isfinite().all()):
                 raise AtomsError(
@@ -240,8 +242,8 @@ class StoreWriter:
                 f"data.sites={site}: the model gives NaN or infinite values in {block}; "
                 "run the model in float32 or bfloat16, or choose another site"
             )
-        bits = stored.view(torch.uint16) if stored.dtype == torch.bfloat16 else stored
-        return bits.numpy(), norms.float().numpy()
+        with np.errstate(over="ignore"):  # rows near the top of float32 have an infinite float32 norm
+            return bits, norms.astype(np.float32)
 
     def _write_shards(self, path: str, column: NDArray[Any], span: Span) -> None:
         step = self.spec.grid.shard_rows
@@ -262,6 +264,19 @@ class StoreWriter:
             folders |= {file.parent, file.parent.parent}
         for folder in folders:
             fsync(folder)
+
+
+def _norms(stored: NDArray[Any]) -> NDArray[np.float64]:
+    """Norms in float64: no storage dtype overflows in it, so a norm is finite exactly if its row is."""
+    norms = np.empty(len(stored))
+    wide = np.empty((_NORM_ROWS, stored.shape[1]))
+    for start in range(0, len(stored), _NORM_ROWS):
+        part = stored[start : start + _NORM_ROWS]
+        if part.dtype == np.uint16:  # bfloat16 is the upper half of float32
+            part = (part.astype(np.uint32) << 16).view(np.float32)
+        wide[: len(part)] = part
+        norms[start : start + len(part)] = np.einsum("nh,nh->n", wide[: len(part)], wide[: len(part)])
+    return np.sqrt(norms)
 
 
 def moments_path(store: str | os.PathLike[str], site: str) -> Path:

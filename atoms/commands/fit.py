@@ -1,23 +1,21 @@
 """``atoms fit``, ``cache``, ``test`` and ``predict``: one LightningCLI."""
 
-import difflib
-import logging
-import re
 import sys
 import time
 from pathlib import Path
-from typing import Any, Literal, NoReturn
+from typing import Any, Literal
 
 import lightning as L
-import torch
 from jsonargparse import Namespace
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.utilities import rank_zero_only
 
 from atoms.activations.datamodule import ActivationDataModule
+from atoms.commands.parser import AtomsArgumentParser, quiet
 from atoms.errors import AtomsError
 from atoms.progress import duration, size
+from atoms.precision import use_fast_float32
 from atoms.training import checkpoint
 from atoms.training.codes_writer import CodesWriter
 from atoms.training.evaluation import final_scalars, judge, log_child, log_final, show, silent_trainer, summaries_of
@@ -27,32 +25,6 @@ from atoms.training.progress_bar import FitProgress
 
 PLACE = ("accelerator", "devices", "num_nodes", "strategy")
 """Trainer settings that say where to run; harvest and judging share them with the fit."""
-
-
-class AtomsArgumentParser(LightningArgumentParser):
-    """A parser whose errors are one line with the nearest known key."""
-
-    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
-        """Raise instead of printing the usage.
-
-        Raises:
-            AtomsError: Always.
-        """
-        line = " ".join(str(message).split())
-        unknown = re.search(r"(?:option|arguments?:?|Key) '?\"?(?:--)?([\w.]+)", line)
-        if unknown and ("not accept" in line or "nrecognized" in line or "not expected" in line):
-            known = {action.dest for action in self._actions} | self._subcommand_keys()
-            near = difflib.get_close_matches(unknown.group(1).split(".", 1)[-1], known, 3, 0.5) or difflib.get_close_matches(
-                unknown.group(1), known, 3, 0.5
-            )
-            line += f": did you mean {' or '.join(near)}?" if near else ": 'atoms COMMAND --help' lists the settings"
-        raise AtomsError(line) from ex
-
-    def _subcommand_keys(self) -> set[str]:
-        return {action.dest for parser in _SUBPARSERS for action in parser._actions}
-
-
-_SUBPARSERS: list[LightningArgumentParser] = []
 
 
 class AtomsTrainer(L.Trainer):
@@ -108,14 +80,12 @@ class AtomsCLI(LightningCLI):
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """Link the widths, and add the checkpoint's settings."""
-        _SUBPARSERS.append(parser)
         parser.link_arguments("data.width", "model.width", apply_on="instantiate")
         parser.add_lightning_class_args(ModelCheckpoint, "checkpoint")
         parser.set_defaults({"checkpoint.filename": "step-{step:07d}", "checkpoint.auto_insert_metric_name": False})
 
     def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:
         """Parse; keep what was said explicitly apart from defaults."""
-        _SUBPARSERS[:] = _SUBPARSERS[-len(self.subcommands()) :]
         self.config = parser.parse_args(args)
         self.explicit = parser.parse_args(args, defaults=False)
 
@@ -173,7 +143,7 @@ class AtomsCLI(LightningCLI):
             2 * config.num_atoms(data.width[config.site]) * data.width[config.site] for config in self.model.configs.values()
         )
         dense = 5 * 4 * data.batch_size * atoms
-        _say(f"fit      {atoms:,} atoms on {data.num_rows('train'):,} rows of {data.path}, AIP and all, held out by document")
+        _say(f"fit      {atoms:,} atoms on {data.num_rows('train'):,} rows of {data.path}")
         _say(f"memory   {size(16 * weights + dense + data.pool_mib * 2**20)} for weights, Adam, one batch and the pools")
 
     def after_fit(self) -> None:
@@ -305,11 +275,8 @@ def run(words: list[str]) -> None:
     Args:
         words: The subcommand and its arguments.
     """
-    # Lightning's hints on hardware and its own services; what concerns the user is printed by us.
-    for name in ("lightning.pytorch.utilities.rank_zero", "lightning.fabric.utilities.seed"):
-        logging.getLogger(name).setLevel(logging.WARNING)
-    # Faster fp32 products where the hardware has them (TF32, oneDNN); sums and statistics are float64 anyway.
-    torch.set_float32_matmul_precision("high")
+    quiet()
+    use_fast_float32()
     AtomsCLI(
         TSAEModule,
         ActivationDataModule,

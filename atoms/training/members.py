@@ -2,14 +2,15 @@
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import asdict, dataclass
 from typing import Any
 
 from torch import nn
 
 from atoms.errors import AtomsError
 from atoms.geometry import AtomicInnerProduct
-from atoms.sae import Control, Encoder, Objective, ThresholdSAE
+from atoms.sae import Control, Objective, ThresholdSAE
+from atoms.sae.model import Encoder
 
 SINGLE = "tsae"
 """Name of the member of a run that has only one."""
@@ -84,13 +85,14 @@ class Member(nn.Module):
 
 
 def member_configs(
-    base: Mapping[str, Any], overrides: Mapping[str, MemberOverrides] | None, sites: list[str]
+    base: Mapping[str, Any], overrides: Mapping[str, MemberOverrides | dict[str, Any]] | None, sites: list[str]
 ) -> dict[str, MemberConfig]:
     """Settings of every member, by name.
 
     Args:
         base: The run's own settings; ``site`` may be None where the store holds only one.
-        overrides: By member, what differs from ``base``; None for a single member.
+        overrides: By member, what differs from ``base`` (plain values where they come from a checkpoint); None for a
+            single member.
         sites: Sites the store holds.
 
     Raises:
@@ -100,7 +102,7 @@ def member_configs(
     for name, changes in (overrides or {SINGLE: MemberOverrides()}).items():
         if not name.replace("_", "").replace("-", "").isalnum():
             raise AtomsError(f"model.members has {name!r}: name a member with letters, digits, '-' and '_' only")
-        own = {field.name: getattr(changes, field.name) for field in fields(changes)}
+        own = changes if isinstance(changes, dict) else asdict(changes)
         merged = {**base, **{key: value for key, value in own.items() if value is not None}}
         if merged["site"] is None:
             if len(sites) > 1:

@@ -11,7 +11,8 @@ from torch.optim import Optimizer
 
 from atoms.activations.datamodule import ActivationDataModule
 from atoms.errors import AtomsError
-from atoms.sae import Encoder, eager_step, learning_rate_factor, parameter_groups
+from atoms.sae import eager_step, learning_rate_factor, parameter_groups
+from atoms.sae.model import Encoder
 from atoms.training.checkpoint import KEY, Record
 from atoms.training.members import Member, MemberOverrides, member_configs
 from atoms.training.mlflow_logger import AtomsMLFlowLogger

@@ -35,7 +35,7 @@ class FitProgress(ProgressBar):
         if self._meter:
             self._meter.advance(self._rows)
 
-    def on_validation_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+    def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """One line per member."""
         module: Any = pl_module
         if self._meter is None or trainer.sanity_checking:

@@ -1,0 +1,97 @@
+"""Small models, corpora and stores that several test files share; everything is made here, nothing is fetched."""
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
+from tokenizers.pre_tokenizers import Whitespace
+from tokenizers.processors import TemplateProcessing
+from transformers import BertConfig, BertModel, GPT2Config, GPT2Model, PreTrainedTokenizerFast
+
+from atoms.activations.datamodule import ActivationDataModule
+from atoms.activations.planted import PlantedSpec, plant
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+torch.set_num_threads(2)
+
+WORDS = [f"w{i}" for i in range(200)]
+
+
+@pytest.fixture(autouse=True)
+def _own_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every test runs in a directory of its own, so that nothing it writes can meet another's."""
+    monkeypatch.chdir(tmp_path)
+
+
+def _tokenizer(folder: Path, bert: bool) -> None:
+    special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]"] if bert else ["[UNK]"]
+    vocabulary = {word: i for i, word in enumerate([*special, "the", *WORDS])}
+    tokenizer = Tokenizer(WordLevel(vocabulary, unk_token="[UNK]"))
+    tokenizer.pre_tokenizer = Whitespace()
+    names = {"unk_token": "[UNK]"}
+    if bert:
+        tokenizer.post_processor = TemplateProcessing(single="[CLS] $A [SEP]", special_tokens=[("[CLS]", 2), ("[SEP]", 3)])
+        names |= {"pad_token": "[PAD]", "cls_token": "[CLS]", "sep_token": "[SEP]"}
+    PreTrainedTokenizerFast(tokenizer_object=tokenizer, **names).save_pretrained(folder)
+
+
+@pytest.fixture(scope="session")
+def tiny_bert(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A BERT of three blocks and width 16 with random weights, and its tokenizer."""
+    folder = tmp_path_factory.mktemp("bert")
+    torch.manual_seed(0)
+    config = BertConfig(
+        vocab_size=len(WORDS) + 5, hidden_size=16, num_hidden_layers=3, num_attention_heads=2, intermediate_size=32,
+        max_position_embeddings=64, initializer_range=0.5,
+    )  # fmt: skip
+    BertModel(config, add_pooling_layer=False).save_pretrained(folder)
+    _tokenizer(folder, bert=True)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def tiny_gpt2(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A GPT-2 of three blocks and width 16 with random weights, and its tokenizer."""
+    folder = tmp_path_factory.mktemp("gpt2")
+    torch.manual_seed(0)
+    config = GPT2Config(
+        vocab_size=len(WORDS) + 5, n_embd=16, n_layer=3, n_head=2, n_positions=64, initializer_range=0.5,
+        bos_token_id=0, eos_token_id=0,
+    )  # fmt: skip
+    GPT2Model(config).save_pretrained(folder)
+    _tokenizer(folder, bert=False)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def text_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Sixty documents of random words, no two alike."""
+    folder = tmp_path_factory.mktemp("text")
+    generator = torch.Generator().manual_seed(1)
+    for number in range(60):
+        length = int(torch.randint(20, 90, (), generator=generator))
+        picks = torch.randint(0, len(WORDS), (length,), generator=generator)
+        (folder / f"{number:03d}.txt").write_text(" ".join(WORDS[pick] for pick in picks))
+    return folder
+
+
+@pytest.fixture(scope="session")
+def planted_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A complete store of 6,000 planted rows of width 16 with 24 atoms."""
+    path = tmp_path_factory.mktemp("planted") / "store"
+    plant(PlantedSpec(width=16, atoms=24, active=2.0, rows=6000), path)
+    return path
+
+
+@pytest.fixture
+def planted_data(planted_store: Path) -> Callable[..., ActivationDataModule]:
+    """Make a datamodule over the planted store."""
+
+    def make(**settings: object) -> ActivationDataModule:
+        return ActivationDataModule(store=str(planted_store), **{"batch_size": 256, "pool_mib": 8, **settings})  # type: ignore[arg-type]
+
+    return make

