@@ -13,6 +13,7 @@ from atoms.activations import lock
 from atoms.activations.lock import Holder, StoreLock, holder, lock_path
 from atoms.errors import AtomsError
 
+ROOT = Path(__file__).parents[1]  # where `python -c` finds the package, installed or not
 HOLD = """
 import sys, time
 from atoms.activations.lock import StoreLock
@@ -25,7 +26,8 @@ with StoreLock(sys.argv[1]):
 @pytest.fixture
 def other_process(tmp_path):
     """Another process that holds the lock of tmp_path / store."""
-    process = subprocess.Popen([sys.executable, "-c", HOLD, str(tmp_path / "store")], stdout=subprocess.PIPE, text=True)
+    arguments = [sys.executable, "-c", HOLD, str(tmp_path / "store")]
+    process = subprocess.Popen(arguments, stdout=subprocess.PIPE, text=True, cwd=ROOT)
     assert process.stdout is not None
     assert process.stdout.readline() == "held\n"
     yield process

@@ -91,12 +91,12 @@ def test_a_block_is_built_without_the_others():
 
 
 def test_overlapping_splits_are_refused():
-    with pytest.raises(AtomsError, match=r"data\.splits.*dealt twice"):
+    with pytest.raises(ValueError, match="dealt twice"):
         RowPlan(make_documents([3, 3]), {"train": [0, 1], "val": [1]}, context=4, grid=Grid(1, 1, 1), seed=0)
 
 
 def test_context_must_be_positive():
-    with pytest.raises(AtomsError, match=r"data\.context=0"):
+    with pytest.raises(AtomsError, match=r"data\.harvest\.context=0"):
         RowPlan(make_documents([3]), {"train": [0]}, context=0, grid=Grid(1, 1, 1), seed=0)
 
 
@@ -105,6 +105,7 @@ def test_context_must_be_positive():
     st.integers(0, 10**9),
     st.integers(1, 2**35),
 )
+@settings(deadline=None)
 def test_chosen_grids_keep_their_bounds(row_bytes, n_rows, memory):
     grid = Grid.choose(row_bytes, {"train": n_rows, "val": n_rows // 10}, memory)
     widest, total = max(row_bytes), sum(row_bytes)
@@ -129,6 +130,7 @@ def test_grid_parts_must_nest():
 
 
 @given(st.integers(0, 2000), st.integers(0, 2**64), st.text(max_size=5))
+@settings(deadline=None)
 def test_permutation_is_a_permutation_fixed_by_its_key(n, seed, name):
     order = permutation(n, seed, name)
     assert sorted(order) == list(range(n))

@@ -142,6 +142,19 @@ def test_epochs_seeds_pools_and_lanes_differ():
     assert len({tuple(flat(seed, epoch)) for seed in range(3) for epoch in range(3)}) == 9
 
 
+def test_every_lane_of_every_pool_is_shuffled_its_own_way():
+    order = Order(seed=0, batch_size=32, lanes=4, pool_batches=4)
+    slots = {
+        tuple(
+            np.concatenate([piece.slots for piece in epoch_plan(order, epoch, [16] * 24).pieces(pool, range(v, v + 1))])
+        )
+        for epoch in range(2)
+        for pool in range(3)
+        for v in range(4)
+    }
+    assert len(slots) == 2 * 3 * 4
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
@@ -150,8 +163,8 @@ def test_epochs_seeds_pools_and_lanes_differ():
         ({"batch_size": 1024}, r"data\.batch_size=1024: fewer rows than a batch \(1000\); use a smaller batch"),
         ({"batch_size": 0}, r"data\.batch_size=0"),
         ({"valid": np.arange(ROWS) < 10}, r"fewer rows than a batch \(10\)"),
-        ({"sites": ["nope"]}, r"data\.sites=nope"),
-        ({"split": "nope"}, r"data\.split=nope"),
+        ({"sites": ["nope"]}, r"data\.store=.* has no site 'nope'"),
+        ({"split": "nope"}, r"data\.store=.* has no split 'nope'"),
     ],
 )
 def test_settings_that_do_not_fit(store, changes, message):

@@ -227,7 +227,7 @@ def test_rejects_corpus_of_too_few_groups(count):
 
 @pytest.mark.parametrize("fractions", [{"train": 0.8, "val": 0.1}, {"train": 1.5, "val": -0.5}, {"train": np.nan}, {}])
 def test_rejects_fractions(fractions):
-    with pytest.raises(AtomsError, match=r"harvest\.fractions must be shares that sum to 1"):
+    with pytest.raises(AtomsError, match=r"data\.harvest\.val and data\.harvest\.test must leave shares that sum to 1"):
         assign_splits(np.arange(9), np.full(9, 9), fractions)
 
 

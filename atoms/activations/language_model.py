@@ -84,7 +84,7 @@ def resolve(spec: ModelSpec) -> ResolvedModel:
     resolved = _resolve_hub(spec) if folder is None else _resolve_folder(spec, folder)
     if resolved.config.is_encoder_decoder:
         raise AtomsError(
-            f"harvest.model.name={spec.name!r} is an encoder-decoder ({resolved.config.model_type}); "
+            f"data.harvest.model.name={spec.name!r} is an encoder-decoder ({resolved.config.model_type}); "
             "name an encoder or a causal language model"
         )
     return resolved
@@ -99,10 +99,12 @@ def load_tokenizer(resolved: ResolvedModel) -> PreTrainedTokenizerBase:
     try:
         tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(resolved.path, **_source(resolved))
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise AtomsError(f"harvest.model.name={resolved.path!r}: no usable tokenizer ({_first_line(error)})") from error
+        raise AtomsError(
+            f"data.harvest.model.name={resolved.path!r}: no usable tokenizer ({_first_line(error)})"
+        ) from error
     if len(tokenizer) <= len(tokenizer.all_special_tokens):  # what transformers makes of absent files
         raise AtomsError(
-            f"harvest.model.name={resolved.path!r}: no usable tokenizer (its vocabulary is empty); "
+            f"data.harvest.model.name={resolved.path!r}: no usable tokenizer (its vocabulary is empty); "
             "save the tokenizer beside the model"
         )
     return tokenizer
@@ -120,12 +122,14 @@ def load_model(resolved: ResolvedModel) -> PreTrainedModel:
             output_loading_info=True, **_source(resolved),
         )  # fmt: skip
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
-        raise AtomsError(f"harvest.model.name={resolved.path!r}: cannot load weights ({_first_line(error)})") from error
+        raise AtomsError(
+            f"data.harvest.model.name={resolved.path!r}: cannot load weights ({_first_line(error)})"
+        ) from error
     # A pooler reads the last hidden state and is not part of the language model; many checkpoints lack it.
     missing = sorted(key for key in info["missing_keys"] if not key.startswith("pooler."))
     if missing:
         raise AtomsError(
-            f"harvest.model.name={resolved.path!r}: the checkpoint lacks {len(missing)} weights, e.g. {missing[0]!r}, "
+            f"data.harvest.model.name={resolved.path!r}: the checkpoint lacks {len(missing)} weights, e.g. {missing[0]!r}, "
             "which would be random; name a complete checkpoint"
         )
     return _prepare(model)
@@ -186,7 +190,7 @@ def special_tokens(tokenizer: PreTrainedTokenizerBase) -> SpecialTokens:
     starts = [at for at in range(len(dressed)) if dressed[at : at + len(bare)] == bare]
     if not bare or len(starts) != 1:
         raise AtomsError(
-            f"harvest.model.name: cannot tell the special tokens of {type(tokenizer).__name__} from text: "
+            f"data.harvest.model.name: cannot tell the special tokens of {type(tokenizer).__name__} from text: "
             f"'the' is {bare} without them and {dressed} with them"
         )
     start = starts[0]
@@ -246,10 +250,12 @@ def _package_folder(name: str) -> Path:
     found = importlib.util.find_spec(package) if package.isidentifier() else None
     if found is None or not found.submodule_search_locations:
         install = "atoms[demo]" if package.startswith("gt_") else package
-        raise AtomsError(f"harvest.model.name={name!r}: package {package!r} is not installed; pip install {install!r}")
+        raise AtomsError(
+            f"data.harvest.model.name={name!r}: package {package!r} is not installed; pip install {install!r}"
+        )
     folder = Path(found.submodule_search_locations[0]) / inside
     if not folder.is_dir():
-        raise AtomsError(f"harvest.model.name={name!r}: the package holds no folder {inside!r}{_nearest(folder)}")
+        raise AtomsError(f"data.harvest.model.name={name!r}: the package holds no folder {inside!r}{_nearest(folder)}")
     return folder
 
 
@@ -260,7 +266,7 @@ def _local_folder(name: str) -> Path | None:
         return folder
     meant_as_path = name.startswith((".", "/", "~")) or name.count("/") > 1 or ("/" in name and folder.parent.is_dir())
     if meant_as_path:
-        raise AtomsError(f"harvest.model.name={name!r} is not a folder{_nearest(folder)}")
+        raise AtomsError(f"data.harvest.model.name={name!r} is not a folder{_nearest(folder)}")
     return None
 
 
@@ -275,7 +281,7 @@ def _resolve_folder(spec: ModelSpec, folder: Path) -> ResolvedModel:
     weights = sorted(folder.glob("*.safetensors"))
     if not weights:
         raise AtomsError(
-            f"harvest.model.name={spec.name!r}: {folder} holds no *.safetensors weights; convert the model once with "
+            f"data.harvest.model.name={spec.name!r}: {folder} holds no *.safetensors weights; convert the model once with "
             "model.save_pretrained(folder), pickled weights are not read"
         )
     files = sorted(file for file in folder.iterdir() if any(fnmatch.fnmatch(file.name, like) for like in _DECISIVE))
@@ -328,7 +334,7 @@ def _config(spec: ModelSpec, folder: str) -> PretrainedConfig:
         config: PretrainedConfig = AutoConfig.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
     except (OSError, ValueError, KeyError) as error:
         raise AtomsError(
-            f"harvest.model.name={spec.name!r}: config.json is missing or not understood ({_first_line(error)})"
+            f"data.harvest.model.name={spec.name!r}: config.json is missing or not understood ({_first_line(error)})"
         ) from error
     return config
 
@@ -336,7 +342,7 @@ def _config(spec: ModelSpec, folder: str) -> PretrainedConfig:
 def _not_found(spec: ModelSpec, error: Exception) -> AtomsError:
     where = spec.name if spec.revision is None else f"{spec.name} at revision {spec.revision}"
     return AtomsError(
-        f"harvest.model.name: no model {where!r} as a folder, in the local cache or on the hub "
+        f"data.harvest.model.name: no model {where!r} as a folder, in the local cache or on the hub "
         f"({_first_line(error)}); check the name, or name a local folder"
     )
 
@@ -350,12 +356,12 @@ def _source(resolved: ResolvedModel) -> dict[str, Any]:
 def _check_sha256(spec: ModelSpec, found: str | None) -> None:
     if found is None:
         raise AtomsError(
-            f"harvest.model.sha256={spec.sha256} is the digest of {_WEIGHTS}, which {spec.name!r} does not hold; "
-            "leave it out for a model in several shards, and set harvest.model.revision instead"
+            f"data.harvest.model.sha256={spec.sha256} is the digest of {_WEIGHTS}, which {spec.name!r} does not hold; "
+            "leave it out for a model in several shards, and set data.harvest.model.revision instead"
         )
     if found != str(spec.sha256).lower():
         raise AtomsError(
-            f"harvest.model.sha256={spec.sha256} but {_WEIGHTS} of {spec.name!r} has {found}; "
+            f"data.harvest.model.sha256={spec.sha256} but {_WEIGHTS} of {spec.name!r} has {found}; "
             "fetch the weights again, or set the new value if they were meant to change"
         )
 

@@ -102,7 +102,8 @@ class RowPlan:
         seed: seed of the shuffle windows.
 
     Raises:
-        AtomsError: a document is in two splits, or there is not one token.
+        AtomsError: there is not one token, or no room for one.
+        ValueError: a document is in two splits.
     """
 
     def __init__(
@@ -115,7 +116,7 @@ class RowPlan:
         seed: int,
     ) -> None:
         if context < 1:
-            raise AtomsError(f"data.context={context}: a sequence needs at least one token; use 1 or more")
+            raise AtomsError(f"data.harvest.context={context}: a sequence needs at least one token; use 1 or more")
         self.documents = documents
         self.context = context
         self.grid = grid
@@ -124,10 +125,10 @@ class RowPlan:
         order = {split: np.asarray(docs, np.int64) for split, docs in splits.items()}
         dealt = np.concatenate([np.empty(0, np.int64), *order.values()])
         if len(np.unique(dealt)) != len(dealt):
-            raise AtomsError("data.splits: a document is dealt twice, so splits overlap; deal each document once")
+            raise ValueError("a document is dealt twice, so splits overlap")
         self._sequences = {split: _cut(docs, lengths[docs], context) for split, docs in order.items()}
         if not any(self.n_rows.values()):
-            raise AtomsError("data.corpus: no document has a token to keep; check the corpus and its filters")
+            raise AtomsError("data.harvest.corpus: no document has a token to keep; check the corpus and its filters")
 
     @staticmethod
     def count(documents: Sequence[NDArray[np.int32]], splits: Mapping[str, Sequence[int] | Ints]) -> dict[str, int]:

@@ -80,7 +80,7 @@ def resolve_site(model: PreTrainedModel, name: str) -> Site:
     """
     place, colon, end = name.partition(":")
     if colon and end != "input":
-        raise AtomsError(f"harvest.sites: {name!r} ends in {end!r}; write {place!r} or '{place}:input'")
+        raise AtomsError(f"data.harvest.sites: {name!r} ends in {end!r}; write {place!r} or '{place}:input'")
     modules = dict(model.named_modules())
     # Paths are often copied from the model with its head on, where they start with e.g. "transformer.".
     path = _short_path(model, place) or place.removeprefix(f"{model.base_model_prefix}.")
@@ -131,7 +131,7 @@ def _declared_width(model: PreTrainedModel, site: Site, error: Exception) -> int
     if _SHORT.fullmatch(site.name):
         return int(model.config.get_text_config().hidden_size)
     raise AtomsError(
-        f"harvest.sites: the width of {site.name!r} cannot be told without the weights of {type(model).__name__} "
+        f"data.harvest.sites: the width of {site.name!r} cannot be told without the weights of {type(model).__name__} "
         f"({str(error).splitlines()[0]}); name a block (resid.N, mlp.N, attn.N) or a linear module"
     ) from error
 
@@ -152,7 +152,7 @@ class SiteReader:
     def __init__(self, model: PreTrainedModel, names: Iterable[str]) -> None:
         self.sites = [resolve_site(model, name) for name in names]
         if len({site.name for site in self.sites}) != len(self.sites) or not self.sites:
-            raise AtomsError(f"harvest.sites must name each site once, got {[site.name for site in self.sites]}")
+            raise AtomsError(f"data.harvest.sites must name each site once, got {[site.name for site in self.sites]}")
         self._model = model
         self._modules = [model.get_submodule(site.module_path) for site in self.sites]
         self._captured: dict[str, Tensor] | None = None  # None outside `read`, where the hooks do nothing
@@ -197,7 +197,7 @@ class SiteReader:
         finally:
             self._captured = None
         missed = [site.name for site in self.sites if site.name not in captured]
-        raise AtomsError(f"harvest.sites: the forward of {type(self._model).__name__} never reaches {missed}")
+        raise AtomsError(f"data.harvest.sites: the forward of {type(self._model).__name__} never reaches {missed}")
 
     def _input_hook(self, site: Site) -> Any:
         def hook(_module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
@@ -236,7 +236,7 @@ def _rows(site: Site, value: Tensor | None, shape: torch.Size) -> Tensor:
             return value.reshape(*shape, -1)
     found = "no tensor" if value is None else f"{value.dtype} of shape {tuple(value.shape)}"
     raise AtomsError(
-        f"harvest.sites: {site.name!r} ({site.module_path}) holds {found} for a batch of {tuple(shape)} tokens, "
+        f"data.harvest.sites: {site.name!r} ({site.module_path}) holds {found} for a batch of {tuple(shape)} tokens, "
         "not one vector per token; name another module"
     )
 
@@ -262,7 +262,7 @@ def _branch(model: PreTrainedModel, block: str, kind: str) -> str:
             return signature[-1]
     children = ", ".join(name for name, _ in model.get_submodule(block).named_children())
     raise AtomsError(
-        f"harvest.sites: cannot tell where {model.config.model_type} adds its {kind}; "
+        f"data.harvest.sites: cannot tell where {model.config.model_type} adds its {kind}; "
         f"name the module itself, {block}. followed by one of: {children}"
     )
 
@@ -284,5 +284,5 @@ def _unknown(model: PreTrainedModel, name: str, place: str) -> AtomsError:
     near = difflib.get_close_matches(place, known + modules, n=3, cutoff=0.5) or modules[:3]
     blocks = f"resid, mlp and attn go from 0 to {count - 1}; " if count else ""
     return AtomsError(
-        f"harvest.sites: {type(model).__name__} has no place {name!r}; {blocks}nearest names: {', '.join(near)}"
+        f"data.harvest.sites: {type(model).__name__} has no place {name!r}; {blocks}nearest names: {', '.join(near)}"
     )

@@ -48,7 +48,8 @@ class StoreSpec:
         format_version: version of the layout on disk.
 
     Raises:
-        AtomsError: a value no store can have.
+        AtomsError: a dtype or a choice of sites no store can have.
+        ValueError: a split's name no store can have.
     """
 
     sites: dict[str, int]
@@ -62,14 +63,13 @@ class StoreSpec:
     def __post_init__(self) -> None:
         """Check what comes from users."""
         if self.dtype not in STORAGE:
-            raise AtomsError(f"data.dtype={self.dtype}: unknown; use one of {', '.join(STORAGE)}")
+            raise AtomsError(f"data.harvest.dtype={self.dtype}: unknown; use one of {', '.join(STORAGE)}")
         if not self.sites:
-            raise AtomsError("data.sites=[]: a store needs at least one site; name one")
+            raise AtomsError("data.harvest.sites=[]: a store needs at least one site; name one")
         for split in self.splits:
             if not re.fullmatch(r"[A-Za-z0-9_]+", split) or split in ("manifest", "moments"):
-                raise AtomsError(
-                    f"data.splits: {split!r} cannot name a split; use letters, digits and underscores, "
-                    "and neither manifest nor moments"
+                raise ValueError(
+                    f"{split!r} cannot name a split: letters, digits, underscores; not manifest or moments"
                 )
 
     @classmethod

@@ -209,9 +209,9 @@ class ActivationStore:
 
     def _check(self, split: str | None, site: str | None) -> None:
         if split is not None and split not in self.spec.splits:
-            raise AtomsError(f"data.split={split}: {self.path} has {', '.join(self.splits)}; name one of them")
+            raise AtomsError(f"data.store={self.path}: has no split {split!r}; name one of {', '.join(self.splits)}")
         if site is not None and site not in self.spec.sites:
-            raise AtomsError(f"data.sites={site}: {self.path} has {', '.join(self.sites)}; name one of them")
+            raise AtomsError(f"data.store={self.path}: has no site {site!r}; name one of {', '.join(self.sites)}")
 
 
 def _mend(manifest: str) -> str:

@@ -97,7 +97,7 @@ class StdlibDocstrings(Corpus):
     def _documents(self) -> list[Document]:
         """All documents; parsing takes seconds and is done once."""
         found = (document for document in _library_docstrings() if len(document.text) >= self.min_chars)
-        return list(_at_most(self.limit, found, f"harvest.corpus.min_chars={self.min_chars} leaves no docstring"))
+        return list(_at_most(self.limit, found, f"data.harvest.corpus.min_chars={self.min_chars} leaves no docstring"))
 
 
 class TextFiles(Corpus):
@@ -117,7 +117,7 @@ class TextFiles(Corpus):
         self.limit = limit
 
     def documents(self) -> Iterator[Document]:  # noqa: D102  # inherited
-        return _at_most(self.limit, self._documents(), f"harvest.corpus.paths {self.paths} hold no text")
+        return _at_most(self.limit, self._documents(), f"data.harvest.corpus.paths {self.paths} hold no text")
 
     def settings(self) -> dict[str, Any]:  # noqa: D102
         return {"separator": self.separator, "limit": self.limit}
@@ -140,7 +140,9 @@ class TextFiles(Corpus):
         for path in self.paths:
             root, matches = _matches(path)
             if not matches:
-                raise AtomsError(f"harvest.corpus.paths: no text file matches {path!r}; give a file, folder or glob")
+                raise AtomsError(
+                    f"data.harvest.corpus.paths: no text file matches {path!r}; give a file, folder or glob"
+                )
             for name in sorted(match.relative_to(root).as_posix() for match in matches):
                 files.setdefault((root / name).resolve(), name)
         return [(name, file) for file, name in files.items()]
@@ -164,11 +166,11 @@ def _read(file: Path) -> str:
         text = file.read_bytes().decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise AtomsError(
-            f"harvest.corpus.paths: {file} is not UTF-8 (byte {error.object[error.start]:#04x} at position "
+            f"data.harvest.corpus.paths: {file} is not UTF-8 (byte {error.object[error.start]:#04x} at position "
             f"{error.start}); convert it first, e.g. with iconv -t utf-8"
         ) from error
     except OSError as error:
-        raise AtomsError(f"harvest.corpus.paths: cannot read {file}: {error.strerror}") from error
+        raise AtomsError(f"data.harvest.corpus.paths: cannot read {file}: {error.strerror}") from error
     return text.replace("\r\n", "\n")
 
 
@@ -217,7 +219,9 @@ def _definitions(
 
 def _check_limit(limit: int | None) -> None:
     if limit is not None and limit < 1:
-        raise AtomsError(f"harvest.corpus.limit must be at least 1, got {limit}; leave it out to keep every document")
+        raise AtomsError(
+            f"data.harvest.corpus.limit must be at least 1, got {limit}; leave it out to keep every document"
+        )
 
 
 def _at_most(limit: int | None, documents: Iterable[Document], complaint: str) -> Iterator[Document]:
@@ -293,8 +297,8 @@ def assign_splits(
     for name, share, got in zip(names, shares, dealt, strict=True):
         if share > 0 and got == 0:
             raise AtomsError(
-                f"harvest.fractions: split {name!r} would get no text, because the corpus falls into {len(ids)} groups "
-                "of near-duplicate documents; add documents, split long files (separator), or set its share to 0"
+                f"data.harvest.corpus: split {name!r} would get no text, because the corpus falls into {len(ids)} groups "
+                "of near-duplicate documents; add documents, split long files (separator), or change data.harvest.val and test"
             )
     total_tokens = int(sizes.sum())
     largest = sizes.max() / total_tokens
@@ -329,5 +333,7 @@ def _shuffle_key(values: NDArray[np.int64], seed: int) -> NDArray[np.uint64]:
 def _check_fractions(fractions: Mapping[str, float]) -> NDArray[np.float64]:
     shares = np.array(list(fractions.values()), dtype=np.float64)
     if not ((shares >= 0).all() and abs(shares.sum() - 1) < 1e-6):
-        raise AtomsError(f"harvest.fractions must be shares that sum to 1, got {dict(fractions)}; e.g. {FRACTIONS}")
+        raise AtomsError(
+            f"data.harvest.val and data.harvest.test must leave shares that sum to 1, got {dict(fractions)}; e.g. {FRACTIONS}"
+        )
     return shares

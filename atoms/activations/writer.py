@@ -235,11 +235,11 @@ class StoreWriter:
             block = f"{bad} of {span.rows} rows of site {site} in block {span.index} of {span.split}"
             if bool(given.isfinite().all()):
                 raise AtomsError(
-                    f"data.dtype={self.spec.dtype}: {block} overflow it (largest value "
+                    f"data.harvest.dtype={self.spec.dtype}: {block} overflow it (largest value "
                     f"{float(given.abs().max()):.6g}); use bfloat16 or float32"
                 )
             raise AtomsError(
-                f"data.sites={site}: the model gives NaN or infinite values in {block}; "
+                f"data.harvest.sites={site}: the model gives NaN or infinite values in {block}; "
                 "run the model in float32 or bfloat16, or choose another site"
             )
         with np.errstate(over="ignore"):  # rows near the top of float32 have an infinite float32 norm

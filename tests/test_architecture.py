@@ -1,0 +1,50 @@
+"""Imports go one way, and mathematics knows no framework."""
+
+import ast
+from pathlib import Path
+
+import pytest
+
+import atoms
+
+ROOT = Path(atoms.__file__).parent
+MAY_IMPORT = {
+    "geometry": set(),
+    "sae": {"geometry"},
+    "metrics": {"geometry"},
+    "activations": {"geometry"},
+    "training": {"geometry", "sae", "metrics", "activations"},
+    "commands": {"training", "activations"},
+}
+FRAMEWORKS = {"lightning", "torchmetrics", "mlflow", "transformers", "zarr", "pytorch_lightning"}
+
+
+def imports(file: Path) -> set[str]:
+    found = set()
+    for node in ast.walk(ast.parse(file.read_text())):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            found.add(node.module)
+    return found
+
+
+@pytest.mark.parametrize("room", MAY_IMPORT)
+def test_rooms_import_only_what_lies_before_them(room):
+    files = list((ROOT / room).rglob("*.py"))
+    assert files
+    for file in files:
+        inner = {name.split(".")[1] for name in imports(file) if name.startswith("atoms.")}
+        rooms = inner & MAY_IMPORT.keys()
+        assert rooms <= MAY_IMPORT[room] | {room}, file
+
+
+@pytest.mark.parametrize("room", ["geometry", "sae"])
+def test_mathematics_imports_no_framework(room):
+    for file in (ROOT / room).rglob("*.py"):
+        assert not {name.split(".")[0] for name in imports(file)} & FRAMEWORKS, file
+
+
+def test_every_module_has_a_docstring():
+    for file in ROOT.rglob("*.py"):
+        assert ast.get_docstring(ast.parse(file.read_text())), file
