@@ -3,18 +3,20 @@
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import nullcontext
+from contextlib import ExitStack, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
 import lightning as L
 import numpy as np
 import torch
+from huggingface_hub.utils import are_progress_bars_disabled, enable_progress_bars
 from lightning.pytorch.utilities import rank_zero_only
 from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset
 from transformers import PreTrainedTokenizerBase
+from transformers.utils import logging as transformers_logging
 
 from atoms.activations.files import free_bytes
 from atoms.activations.grid import Grid, Span
@@ -136,10 +138,13 @@ class HarvestModule(L.LightningModule):
         self.resolved, self.plan, self.spec, self.path = resolved, plan, spec, path
         self.special, self.pad_id = special_tokens(tokenizer), tokenizer.pad_token_id
         self.batch_tokens, self.facts = batch_tokens, facts
+        self.running = ExitStack()
+        """Hooks and progress bar while the model runs; whoever runs the trainer closes it, also after a failure."""
 
     def configure_model(self) -> None:
         """Load the weights."""
-        self.model = load_model(self.resolved)
+        with _quiet_transformers():
+            self.model = load_model(self.resolved)
         self.reader = SiteReader(self.model, self.spec.sites)
 
     def setup(self, stage: str) -> None:
@@ -171,23 +176,33 @@ class HarvestModule(L.LightningModule):
         """Say how long it will take, measured on one batch."""
         self.buffer: dict[str, Tensor] = {}
         self.started = time.monotonic()
-        self.reader.__enter__()
+        self.running.enter_context(self.reader)
         if self.spans and self.trainer.is_global_zero:
             batch = next(iter(self._batches(self.spans[:1]))).to(self.device)
             begin = time.monotonic()
             self.read(batch)
             rate = int(batch.kept.sum()) / (time.monotonic() - begin)
             self.meter.say(f"time     about {duration(self.meter.total / rate / self.world)} for the forward passes")
-        self.meter.start()
+        self.running.enter_context(self.meter)
 
     def read(self, batch: ForwardBatch) -> dict[str, Tensor]:
-        """Rows of every site for a batch, shape ``(kept, H)`` in the store's type, on the CPU."""
-        with torch.inference_mode():
-            states = self.reader.read(**batch.inputs)
-            return {site: state[batch.kept].cpu() for site, state in states.items()}
+        """Rows of every site for a batch, shape ``(kept, H)`` in the type the model computes in, on the CPU."""
+        try:
+            with torch.inference_mode():
+                states = self.reader.read(**batch.inputs)
+                return {site: state[batch.kept].cpu() for site, state in states.items()}
+        except torch.OutOfMemoryError as error:
+            raise AtomsError(
+                f"data.harvest.batch_tokens is {self.batch_tokens}, for which {self.device} has too little memory: "
+                "lower it and run the command again, blocks already written are kept"
+            ) from error
 
-    def predict_step(self, batch: ForwardBatch, batch_idx: int) -> None:
-        """Put a batch's rows into the block's buffer; write the block when it is whole."""
+    def predict_step(self, batch: ForwardBatch, batch_idx: int) -> tuple[()]:
+        """Put a batch's rows into the block's buffer; write the block when it is whole.
+
+        Returns:
+            Nothing to keep; Lightning would warn of None.
+        """
         rows, span = self.read(batch), batch.block.span
         if not self.buffer:
             self.buffer = {
@@ -204,11 +219,11 @@ class HarvestModule(L.LightningModule):
             )
             self.buffer = {}
             self.moments.after(span)
+        return ()
 
     def on_predict_end(self) -> None:
         """Pool the moments and mark the store complete."""
-        self.reader.__exit__(None, None, None)
-        self.meter.stop()
+        self.running.close()
         self.moments.finish()
         self.trainer.strategy.barrier("blocks written")
         if self.trainer.is_global_zero:
@@ -240,7 +255,8 @@ def harvest(settings: HarvestSpec, path: Path, trainer_settings: dict[str, Any])
             enable_model_summary=False,
             use_distributed_sampler=False,
         )
-        trainer.predict(module, return_predictions=False)
+        with module.running:
+            trainer.predict(module, return_predictions=False)
 
 
 def _prepare(settings: HarvestSpec, path: Path) -> HarvestModule:
@@ -253,21 +269,31 @@ def _prepare(settings: HarvestSpec, path: Path) -> HarvestModule:
             f"data.harvest.context is {settings.context}, but {settings.model.name} reads at most {longest} tokens "
             f"beside its special ones: set it to {longest} or less"
         )
+    widths = settings.widths()
+    special = _special_ids(tokenizer)
     tokens = tokenize(tokenizer, (document.text for document in settings.corpus.documents()))
     # Text may spell a special token; its row would be a special token's all the same.
-    special = np.array([token for token in tokenizer.all_special_ids if token != tokenizer.unk_token_id], np.int32)
     tokens = [document[~np.isin(document, special)] for document in tokens]
+    if not any(len(document) for document in tokens):
+        raise AtomsError(
+            f"data.harvest.corpus: the tokenizer of {settings.model.name} makes no token of its {len(tokens)} documents, "
+            "special ones aside: check the text"
+        )
     groups = near_duplicate_groups(tokens)
     lengths = np.array([len(document) for document in tokens])
     shares = {"train": 1 - settings.val - settings.test, "val": settings.val, "test": settings.test}
     dealt = assign_splits(groups, lengths, shares, settings.seed)
     splits = {split: document_order(dealt.documents(split), settings.seed) for split in shares}
     rows = RowPlan.count(tokens, splits)
-    widths = settings.widths()
     row_bytes = [width * STORAGE[settings.storage][0].itemsize for width in widths.values()]
+    # A block is held as the model computes it, and beside that as it is stored if the types differ.
+    held_bytes = sum(widths.values()) * getattr(torch, settings.compute_dtype).itemsize
+    held_bytes += sum(row_bytes) if settings.storage != settings.compute_dtype else 0
     stored = stored_spec(path)
     # A store begun with another memory setting is continued on the grid it has.
-    grid = stored.grid if stored else Grid.choose(row_bytes, rows, settings.memory_mib * 2**20)
+    grid = stored.grid if stored else Grid.choose(
+        row_bytes, rows, settings.memory_mib * 2**20 * sum(row_bytes) // held_bytes
+    )
     plan = RowPlan(tokens, splits, context=settings.context, grid=grid, seed=settings.seed)
     spec = StoreSpec(widths, settings.storage, plan.n_rows, grid, settings.seed, settings.identity)
     for line in (
@@ -276,11 +302,37 @@ def _prepare(settings: HarvestSpec, path: Path) -> HarvestModule:
         f"({', '.join(f'{split} {count:,}' for split, count in rows.items())})",
         *(f"note     {warning}" for warning in dealt.warnings),
         f"disk     {size(spec.disk_bytes)} in {path} ({size(free_bytes(path))} free)",
-        f"memory   {size(grid.block_rows * sum(row_bytes))} a rank for a block of rows, beside the model",
+        f"memory   {size(min(grid.block_rows, max(rows.values())) * held_bytes)} a rank for a block of rows, beside the model",
     ):
         announce(line)
     facts = {"documents": len(tokens), "groups": len(np.unique(groups)), "model_path": str(resolved.path)}
     return HarvestModule(resolved, plan, spec, path, tokenizer, settings.batch_tokens, facts)
+
+
+def _special_ids(tokenizer: PreTrainedTokenizerBase) -> NDArray[np.int32]:
+    """Ids that stand for no text. The unknown token does, unless it plays another part too, as in GPT-2."""
+    roles = tokenizer.special_tokens_map
+    unknown = roles.get("unk_token")
+    parts = [token for role, token in roles.items() if role != "unk_token"]
+    names = [token for token in tokenizer.all_special_tokens if token != unknown or token in parts]
+    return np.array(tokenizer.convert_tokens_to_ids(names), np.int32)
+
+
+@contextmanager
+def _quiet_transformers() -> Iterator[None]:
+    """No bar for reading weights and no report on them, which `load_model` checks; downloads keep their bar."""
+    bar, hub_bar = transformers_logging.is_progress_bar_enabled(), not are_progress_bars_disabled()
+    verbosity = transformers_logging.get_verbosity()
+    transformers_logging.disable_progress_bar()
+    if hub_bar:
+        enable_progress_bars()
+    transformers_logging.set_verbosity_error()
+    try:
+        yield
+    finally:
+        transformers_logging.set_verbosity(verbosity)
+        if bar and hub_bar:
+            transformers_logging.enable_progress_bar()
 
 
 @rank_zero_only

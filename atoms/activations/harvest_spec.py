@@ -5,6 +5,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
+import torch
+
 from atoms.activations.grouping import SHINGLE
 from atoms.activations.identity import digest_of
 from atoms.activations.language_model import ModelSpec, ResolvedModel, meta_model, resolve
@@ -12,6 +14,10 @@ from atoms.activations.sites import site_widths
 from atoms.activations.spec import STORAGE
 from atoms.activations.text import Corpus
 from atoms.errors import AtomsError
+
+
+PLACE = ("accelerator", "devices", "num_nodes", "strategy")
+"""Trainer settings that say where to run; no other may change what is harvested."""
 
 
 @dataclass
@@ -52,8 +58,13 @@ class HarvestSpec:
             raise AtomsError("data.harvest.sites is empty: name at least one place, for example resid.3")
         if len(set(self.sites)) < len(self.sites):
             raise AtomsError(f"data.harvest.sites names a place twice: {', '.join(self.sites)}")
-        if self.context < 1 or self.batch_tokens < 1 or self.memory_mib < 1:
-            raise AtomsError("data.harvest.context, batch_tokens and memory_mib must be at least 1")
+        for name in ("context", "batch_tokens", "memory_mib"):
+            if getattr(self, name) < 1:
+                raise AtomsError(f"data.harvest.{name} is {getattr(self, name)}: give at least 1")
+        if self.dtype not in ("auto", *STORAGE):
+            raise AtomsError(f"data.harvest.dtype is {self.dtype}: give auto or one of {', '.join(STORAGE)}")
+        if unknown := sorted(self.trainer.keys() - set(PLACE)):
+            raise AtomsError(f"data.harvest.trainer sets {', '.join(unknown)}: it may only set {', '.join(PLACE)}")
         if not (0 < self.val < 1 and 0 < self.test < 1 and self.val + self.test < 1):
             raise AtomsError(
                 f"data.harvest.val={self.val} and test={self.test}: give shares above 0 that leave some for training"
@@ -67,11 +78,19 @@ class HarvestSpec:
         return resolve(self.model)
 
     @property
+    def compute_dtype(self) -> str:
+        """Type the model computes in."""
+        if self.resolved.dtype != "auto":
+            return self.resolved.dtype
+        declared = self.resolved.config.dtype
+        return str(declared).removeprefix("torch.") if isinstance(declared, torch.dtype) else "float32"
+
+    @property
     def storage(self) -> str:
         """Type rows are stored in."""
         if self.dtype != "auto":
             return self.dtype
-        return self.resolved.dtype if self.resolved.dtype in STORAGE else "float32"
+        return self.compute_dtype if self.compute_dtype in STORAGE else "float32"
 
     @cached_property
     def identity(self) -> dict[str, Any]:
@@ -80,7 +99,7 @@ class HarvestSpec:
             "kind": "harvest",
             "model": self.resolved.identity,
             "model_name": self.model.name,
-            "compute_dtype": self.resolved.dtype,
+            "compute_dtype": self.compute_dtype,
             "corpus": self.corpus.digest(),
             "corpus_settings": self.corpus.describe(),
             "sites": self.sites,
@@ -94,7 +113,7 @@ class HarvestSpec:
     def directory(self) -> Path:
         """Where the store is kept: a name that carries the identity's digest."""
         name = "".join(c if c.isalnum() or c in "-_" else "-" for c in self.model.name.removeprefix("package:"))
-        return Path(self.root) / f"{name.strip('-')}-{digest_of(self.identity)[:12]}"
+        return Path(self.root) / f"{name.strip('-')[-80:]}-{digest_of(self.identity)[:12]}"
 
     def widths(self) -> dict[str, int]:
         """Width of every site, from a model without weights."""

@@ -1,10 +1,11 @@
 """Moments of the train split, accumulated beside the blocks, in an order that a kill does not change."""
 
+import shutil
 from pathlib import Path
 
 import torch
 
-from atoms.activations.files import read_json, write_json
+from atoms.activations.files import disk_errors, read_json, write_json
 from atoms.activations.grid import Span
 from atoms.activations.reader import ChunkReader
 from atoms.activations.spec import acts_path
@@ -36,7 +37,7 @@ class MomentsWriter:
         self.own = [span for span in own if span.split == "train"]
         self.mark = self._part("mark", rank).with_suffix(".json")
         self.rank = rank
-        self.device = torch.device('cpu') if device.type == 'mps' else device  # no float64 there
+        self.device = torch.device("cpu") if device.type == 'mps' else device  # no float64 there
         self.counted = 0
         self.sums = {site: Moments.zeros(width) for site, width in writer.spec.sites.items()}
         if self.mark.exists():
@@ -54,16 +55,18 @@ class MomentsWriter:
         self._save()
 
     def pool(self) -> None:
-        """Add all ranks' sums, write them to their final place and sweep the parts. One rank calls it, after a barrier."""
+        """Add all ranks' sums and write them to their final place. One rank calls it, after a barrier."""
         for site, width in self.writer.spec.sites.items():
             pooled = Moments.zeros(width)
             for rank in range(self.world_size):
                 counted = read_json(self._part("mark", rank).with_suffix(".json"))["blocks"]
                 pooled = pooled + Moments.load(self._saved(site, rank, counted))
-            pooled.save(self.writer.moments_path(site))
-        for part in self._folder.iterdir():
-            part.unlink()
-        self._folder.rmdir()
+            with disk_errors(self.writer.path, 0):
+                pooled.save(self.writer.moments_path(site))
+
+    def sweep(self) -> None:
+        """Delete all ranks' sums, once the store is complete. One rank calls it."""
+        shutil.rmtree(self._folder)
 
     @property
     def _folder(self) -> Path:
@@ -86,17 +89,19 @@ class MomentsWriter:
     def _count(self, span: Span) -> None:
         spec = self.writer.spec
         for site in spec.sites:
-            bits = torch.from_numpy(ChunkReader(self.writer.path / acts_path(span.split, site)).read_rows(span.start, span.stop))
+            reader = ChunkReader(self.writer.path / acts_path(span.split, site))
+            bits = torch.from_numpy(reader.read_rows(span.start, span.stop))
             rows = (bits.view(torch.bfloat16) if spec.dtype == "bfloat16" else bits).to(self.device)
             block = Moments.from_rows(rows)
             self.sums[site] = self.sums[site] + Moments(block.count, block.total.cpu(), block.outer.cpu())
 
     def _save(self) -> None:
-        self._folder.mkdir(parents=True, exist_ok=True)
-        for site, sums in self.sums.items():
-            sums.save(self._saved(site, self.rank, self.counted))
         before = read_json(self.mark)["blocks"] if self.mark.exists() else None
-        write_json(self.mark, {"blocks": self.counted})
+        with disk_errors(self.writer.path, 0):
+            self._folder.mkdir(parents=True, exist_ok=True)
+            for site, sums in self.sums.items():
+                sums.save(self._saved(site, self.rank, self.counted))
+            write_json(self.mark, {"blocks": self.counted})
         if before is not None and before != self.counted:
             for site in self.sums:
                 self._saved(site, self.rank, before).unlink(missing_ok=True)

@@ -22,6 +22,7 @@ from atoms.training.evaluation import final_scalars, judge, log_child, log_final
 from atoms.training.mlflow_logger import AtomsMLFlowLogger
 from atoms.training.module import TSAEModule
 from atoms.training.progress_bar import FitProgress
+from atoms.training.summary import Summary
 
 PLACE = ("accelerator", "devices", "num_nodes", "strategy")
 """Trainer settings that say where to run; harvest and judging share them with the fit."""
@@ -143,8 +144,9 @@ class AtomsCLI(LightningCLI):
             2 * config.num_atoms(data.width[config.site]) * data.width[config.site] for config in self.model.configs.values()
         )
         dense = 5 * 4 * data.batch_size * atoms
+        stored = data.num_rows("train") * sum(data.store.spec.row_bytes)
         _say(f"fit      {atoms:,} atoms on {data.num_rows('train'):,} rows of {data.path}")
-        _say(f"memory   {size(16 * weights + dense + data.pool_mib * 2**20)} for weights, Adam, one batch and the pools")
+        _say(f"memory   {size(16 * weights + dense + min(data.pool_mib * 2**20, 2 * stored))} for weights, Adam, one batch and the pools")
 
     def after_fit(self) -> None:
         """Judge the last weights on held-out rows; table, figures, and where to look."""
@@ -153,10 +155,12 @@ class AtomsCLI(LightningCLI):
         summaries = judge(silent_trainer(self.place), self.model, self.datamodule)
         logger = self.mlflow
         if logger:
-            log_final(logger, self.model, summaries, "val", "final", self.trainer.global_step)
+            log_final(logger, summaries, "final", self.trainer.global_step)
         self._report(summaries, "held-out")
         if rank_zero_only.rank == 0:
             print(f"checkpoint  {self._last_checkpoint()}")
+            for name, folder in self._save_artefacts(summaries).items():
+                print(f"atoms       {folder}" if len(summaries) == 1 else f"atoms       {name}: {folder}")
             print(f"time        {duration(time.monotonic() - self.started)}")
             if logger:
                 print(f"compare     mlflow ui --backend-store-uri {logger.tracking_uri}")
@@ -181,7 +185,7 @@ class AtomsCLI(LightningCLI):
         summaries = summaries_of(model, datamodule, "test")
         self._report(summaries, "test")
         if rank_zero_only.rank == 0:
-            log_child(self.record, ckpt_path, model, summaries, "test")
+            log_child(self.record, ckpt_path, summaries, "test")
 
     def before_predict(self) -> None:
         """Nothing may be overwritten."""
@@ -235,7 +239,23 @@ class AtomsCLI(LightningCLI):
         callback = self.trainer.checkpoint_callback
         return getattr(callback, "best_model_path", "") or getattr(callback, "last_model_path", "") or "none was saved"
 
-    def _report(self, summaries: list[Any], rows_name: str) -> None:
+    def _save_artefacts(self, summaries: list[Summary]) -> dict[str, Path]:
+        """Every member as a folder that loads without Lightning, beside the checkpoints."""
+        callback = self.trainer.checkpoint_callback
+        folder = Path(getattr(callback, "dirpath", None) or self.trainer.default_root_dir).parent / "atoms"
+        saved = {}
+        for summary in summaries:
+            saved[summary.name] = folder / summary.name
+            about = {
+                "site": summary.site,
+                "store": self.datamodule.store.identity_hash,
+                "provenance": self.datamodule.store.provenance,
+                "scores": summary.scalars(),
+            }
+            self.model.member(summary.name).sae.save(saved[summary.name], about)
+        return saved
+
+    def _report(self, summaries: list[Summary], rows_name: str) -> None:
         if rank_zero_only.rank == 0:
             show(summaries, rows_name)
 

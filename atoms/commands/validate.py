@@ -70,6 +70,6 @@ def validate(ckpt_path: str, store: str | None, place: dict[str, Any]) -> None:
     summaries = judge(silent_trainer(place), module, data, ckpt_path)
     if rank_zero_only.rank == 0:
         show(summaries, "held-out")
-        child = log_child(record, ckpt_path, module, summaries, "val")
+        child = log_child(record, ckpt_path, summaries, "val")
         if child:
             print(f"logged      run {child} in {record.tracking_uri}")

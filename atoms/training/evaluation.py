@@ -82,35 +82,30 @@ def final_scalars(summaries: list[Summary], prefix: str) -> dict[str, float]:
     }
 
 
-def log_final(
-    logger: AtomsMLFlowLogger, module: TSAEModule, summaries: list[Summary], stage: str, prefix: str, step: int = 0
-) -> None:
+def log_final(logger: AtomsMLFlowLogger, summaries: list[Summary], prefix: str, step: int = 0) -> None:
     """Log final numbers and figures to a run.
 
     Args:
         logger: The run.
-        module: The members.
-        summaries: Their numbers.
-        stage: Which scores the figures are drawn from.
+        summaries: Numbers of every member.
         prefix: First part of the metrics' names: ``final`` or ``test``.
         step: Optimizer steps taken.
     """
     logger.log_metrics(final_scalars(summaries, prefix), step)
     for summary in summaries:
-        for name, figure in draw(summary, module.member(summary.name), module.score(stage, summary.name)).items():
+        for name, figure in draw(summary).items():
             logger.log_figure(figure, name if len(summaries) == 1 else f"{summary.name}/{name}")
 
 
 def log_child(
-    record: checkpoint.Record, ckpt_path: str | Path, module: TSAEModule, summaries: list[Summary], stage: str
+    record: checkpoint.Record, ckpt_path: str | Path, summaries: list[Summary], stage: str
 ) -> str | None:
     """Log a judgement of a checkpoint as a child of the run that made it, and copy its numbers to that run.
 
     Args:
         record: The checkpoint's record.
         ckpt_path: The checkpoint.
-        module: The members.
-        summaries: Their numbers.
+        summaries: Numbers of its members.
         stage: ``val`` or ``test``.
 
     Returns:
@@ -126,7 +121,7 @@ def log_child(
     except Exception as error:
         print(f"note     not logged: run {record.run_id} is not in {record.tracking_uri} ({error})", file=sys.stderr)
         return None
-    log_final(child, module, summaries, stage, prefix)
+    log_final(child, summaries, prefix)
     child.finalize("success")
     parent = AtomsMLFlowLogger(tracking_uri=record.tracking_uri, run_id=record.run_id, synchronous=True)
     parent.log_metrics(final_scalars(summaries, prefix), 0)

@@ -37,6 +37,10 @@ class Summary:
         q_null: q* of random directions with the same H, A and distribution of K, by reading.
         euclid: Coherence of the raw atoms.
         aip: Coherence under the atomic inner product.
+        firing_counts: Held-out rows on which each atom fires, (A,) int64.
+        l0_histogram: Held-out rows with k atoms at index k, (A + 1,) int64.
+        pre_histogram: Pre-activations per bin, (NUM_BINS,) int64.
+        thresholds: Thresholds of the atoms, (A,).
         recovered: Share of planted atoms found, NaN where nothing was planted.
         mcc: Mean matched |cos| with planted atoms, NaN where nothing was planted.
     """
@@ -54,6 +58,10 @@ class Summary:
     q_null: dict[str, QStar]
     euclid: Coherence = field(repr=False)
     aip: Coherence = field(repr=False)
+    firing_counts: Tensor = field(repr=False)
+    l0_histogram: Tensor = field(repr=False)
+    pre_histogram: Tensor = field(repr=False)
+    thresholds: Tensor = field(repr=False)
     recovered: float = float("nan")
     mcc: float = float("nan")
 
@@ -99,7 +107,8 @@ def summarise(
     gap = float("nan")
     if train_rows is not None:
         gap = float(train_rows.reconstruction.compute()["r2"]) - scores["r2"]
-    histogram = held_out.sparsity.pooled().l0_histogram.cpu()
+    counts = held_out.sparsity.pooled()
+    histogram = counts.l0_histogram.cpu()
     atoms = sae.atoms.cpu()
     aip = coherence(atoms, aip=sae.geometry)
     recovery = planted_recovery(atoms, truth) if truth is not None else None
@@ -117,6 +126,10 @@ def summarise(
         q_null={reading: q_star_null(sae.width, sae.num_atoms, histogram, reading) for reading in READINGS},
         euclid=coherence(atoms, aip=None),
         aip=aip,
+        firing_counts=counts.firing_counts.cpu(),
+        l0_histogram=histogram,
+        pre_histogram=held_out.pre.compute().cpu(),
+        thresholds=sae.threshold.detach().cpu(),
         recovered=recovery.recovered if recovery else float("nan"),
         mcc=recovery.mcc if recovery else float("nan"),
     )
@@ -157,22 +170,14 @@ def table(summaries: list[Summary], rows_name: str) -> Table:
     return view
 
 
-def draw(summary: Summary, member: Member, held_out: MemberScores) -> dict[str, Figure]:
-    """The figures of one member, by name.
-
-    Args:
-        summary: Its final numbers.
-        member: The member.
-        held_out: The scores they came from. Every rank must call this: the counts are pooled.
-    """
-    counts = held_out.sparsity.pooled()
+def draw(summary: Summary) -> dict[str, Figure]:
+    """The figures of one member, by name."""
     edges = torch.linspace(*BIN_RANGE, NUM_BINS + 1, dtype=torch.float64).numpy()
-    rates = counts.firing_counts.cpu().double() / max(summary.rows, 1)
     return {
-        "pre_activations": figures.pre_activations(
-            edges, held_out.pre.compute().cpu().numpy(), member.sae.threshold.detach().cpu()
+        "pre_activations": figures.pre_activations(edges, summary.pre_histogram.numpy(), summary.thresholds),
+        "firing_rates": figures.firing_rates(
+            summary.firing_counts.double() / max(summary.rows, 1), summary.target_l0 / summary.atoms
         ),
-        "firing_rates": figures.firing_rates(rates, summary.target_l0 / summary.atoms),
         "coherence": figures.coherence(summary.euclid, summary.aip, summary.width),
-        "atoms_per_row": figures.atoms_per_row(counts.l0_histogram.cpu(), summary.target_l0),
+        "atoms_per_row": figures.atoms_per_row(summary.l0_histogram, summary.target_l0),
     }
