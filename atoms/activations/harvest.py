@@ -10,7 +10,7 @@ from typing import Any
 import lightning as L
 import numpy as np
 import torch
-from huggingface_hub.utils import are_progress_bars_disabled, enable_progress_bars
+from huggingface_hub.utils import are_progress_bars_disabled, enable_progress_bars  # type: ignore[attr-defined]
 from lightning.pytorch.utilities import rank_zero_only
 from numpy.typing import NDArray
 from torch import Tensor
@@ -206,8 +206,7 @@ class HarvestModule(L.LightningModule):
         rows, span = self.read(batch), batch.block.span
         if not self.buffer:
             self.buffer = {
-                site: torch.empty(span.rows, width, dtype=rows[site].dtype)
-                for site, width in self.spec.sites.items()
+                site: torch.empty(span.rows, width, dtype=rows[site].dtype) for site, width in self.spec.sites.items()
             }
         for site, values in rows.items():
             self.buffer[site][batch.slots] = values
@@ -229,6 +228,7 @@ class HarvestModule(L.LightningModule):
         if self.trainer.is_global_zero:
             self.moments.pool()
             self.writer.finalise({**self.facts, "seconds": round(time.monotonic() - self.started, 1)})
+            self.moments.sweep()
         self.trainer.strategy.barrier("store complete")
         # The weights are not needed again; a reference from the trainer would keep them alive through the fit.
         del self.model, self.reader
@@ -245,7 +245,8 @@ def harvest(settings: HarvestSpec, path: Path, trainer_settings: dict[str, Any])
     Raises:
         AtomsError: For whatever stands in the way. Blocks already written stay and are taken up again.
     """
-    with StoreLock(path) if rank_zero_only.rank == 0 else nullcontext():
+    first = rank_zero_only.rank == 0  # type: ignore[attr-defined]
+    with StoreLock(path) if first else nullcontext():
         module = _prepare(settings, path)
         trainer = L.Trainer(
             **{**trainer_settings, **settings.trainer},
@@ -276,8 +277,8 @@ def _prepare(settings: HarvestSpec, path: Path) -> HarvestModule:
     tokens = [document[~np.isin(document, special)] for document in tokens]
     if not any(len(document) for document in tokens):
         raise AtomsError(
-            f"data.harvest.corpus: the tokenizer of {settings.model.name} makes no token of its {len(tokens)} documents, "
-            "special ones aside: check the text"
+            f"data.harvest.corpus: the tokenizer of {settings.model.name} makes no tokens of these {len(tokens)} texts "
+            "but special ones: check the text"
         )
     groups = near_duplicate_groups(tokens)
     lengths = np.array([len(document) for document in tokens])
@@ -286,23 +287,23 @@ def _prepare(settings: HarvestSpec, path: Path) -> HarvestModule:
     splits = {split: document_order(dealt.documents(split), settings.seed) for split in shares}
     rows = RowPlan.count(tokens, splits)
     row_bytes = [width * STORAGE[settings.storage][0].itemsize for width in widths.values()]
-    # A block is held as the model computes it, and beside that as it is stored if the types differ.
+    # A block is held as the model computes it, and when written also as it is stored if the types differ.
     held_bytes = sum(widths.values()) * getattr(torch, settings.compute_dtype).itemsize
     held_bytes += sum(row_bytes) if settings.storage != settings.compute_dtype else 0
     stored = stored_spec(path)
+    memory = settings.memory_mib * 2**20 * sum(row_bytes) // held_bytes
     # A store begun with another memory setting is continued on the grid it has.
-    grid = stored.grid if stored else Grid.choose(
-        row_bytes, rows, settings.memory_mib * 2**20 * sum(row_bytes) // held_bytes
-    )
+    grid = stored.grid if stored else Grid.choose(row_bytes, rows, memory)
     plan = RowPlan(tokens, splits, context=settings.context, grid=grid, seed=settings.seed)
     spec = StoreSpec(widths, settings.storage, plan.n_rows, grid, settings.seed, settings.identity)
+    block_bytes = min(grid.block_rows, max(rows.values())) * held_bytes
     for line in (
         f"harvest  {settings.model.name}: {', '.join(f'{site} ({width})' for site, width in widths.items())}",
         f"text     {len(tokens):,} documents in {len(np.unique(groups)):,} groups, {sum(rows.values()):,} tokens "
         f"({', '.join(f'{split} {count:,}' for split, count in rows.items())})",
         *(f"note     {warning}" for warning in dealt.warnings),
         f"disk     {size(spec.disk_bytes)} in {path} ({size(free_bytes(path))} free)",
-        f"memory   {size(min(grid.block_rows, max(rows.values())) * held_bytes)} a rank for a block of rows, beside the model",
+        f"memory   {size(block_bytes)} a rank for a block of rows, beside the model",
     ):
         announce(line)
     facts = {"documents": len(tokens), "groups": len(np.unique(groups)), "model_path": str(resolved.path)}
@@ -323,16 +324,16 @@ def _quiet_transformers() -> Iterator[None]:
     """No bar for reading weights and no report on them, which `load_model` checks; downloads keep their bar."""
     bar, hub_bar = transformers_logging.is_progress_bar_enabled(), not are_progress_bars_disabled()
     verbosity = transformers_logging.get_verbosity()
-    transformers_logging.disable_progress_bar()
+    transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
     if hub_bar:
         enable_progress_bars()
-    transformers_logging.set_verbosity_error()
+    transformers_logging.set_verbosity_error()  # type: ignore[no-untyped-call]
     try:
         yield
     finally:
         transformers_logging.set_verbosity(verbosity)
         if bar and hub_bar:
-            transformers_logging.enable_progress_bar()
+            transformers_logging.enable_progress_bar()  # type: ignore[no-untyped-call]
 
 
 @rank_zero_only

@@ -15,7 +15,6 @@ from atoms.activations.spec import STORAGE
 from atoms.activations.text import Corpus
 from atoms.errors import AtomsError
 
-
 PLACE = ("accelerator", "devices", "num_nodes", "strategy")
 """Trainer settings that say where to run; no other may change what is harvested."""
 

@@ -129,8 +129,8 @@ def load_model(resolved: ResolvedModel) -> PreTrainedModel:
     missing = sorted(key for key in info["missing_keys"] if not key.startswith("pooler."))
     if missing:
         raise AtomsError(
-            f"data.harvest.model.name={resolved.path!r}: the checkpoint lacks {len(missing)} weights, e.g. {missing[0]!r}, "
-            "which would be random; name a complete checkpoint"
+            f"data.harvest.model.name={resolved.path!r}: the checkpoint lacks {len(missing)} weights, "
+            f"e.g. {missing[0]!r}, which would be random; name a complete checkpoint"
         )
     return _prepare(model)
 
@@ -281,8 +281,8 @@ def _resolve_folder(spec: ModelSpec, folder: Path) -> ResolvedModel:
     weights = sorted(folder.glob("*.safetensors"))
     if not weights:
         raise AtomsError(
-            f"data.harvest.model.name={spec.name!r}: {folder} holds no *.safetensors weights; convert the model once with "
-            "model.save_pretrained(folder), pickled weights are not read"
+            f"data.harvest.model.name={spec.name!r}: {folder} holds no *.safetensors weights; convert the model once "
+            "with model.save_pretrained(folder), pickled weights are not read"
         )
     files = sorted(file for file in folder.iterdir() if any(fnmatch.fnmatch(file.name, like) for like in _DECISIVE))
     with ThreadPoolExecutor() as pool:  # hashing releases the interpreter's lock; large models come in many shards

@@ -27,6 +27,11 @@ def committed_bytes(root: Path, span: Span) -> int | None:
     return None if content is None else sum(content["files"].values())
 
 
+def is_complete(root: Path, spec: StoreSpec) -> bool:
+    """Whether every block is committed and the store was marked complete; does not look at the shards."""
+    return (root / COMPLETE).exists() and all(committed_bytes(root, span) is not None for span in spec.spans)
+
+
 def fault(root: Path, span: Span) -> str | None:
     """Check the shards of a committed block.
 

@@ -30,14 +30,12 @@ class MomentsWriter:
         device: Where the sums of a block are taken.
     """
 
-    def __init__(
-        self, writer: StoreWriter, own: list[Span], rank: int, world_size: int, device: torch.device
-    ) -> None:
+    def __init__(self, writer: StoreWriter, own: list[Span], rank: int, world_size: int, device: torch.device) -> None:
         self.writer, self.world_size = writer, world_size
         self.own = [span for span in own if span.split == "train"]
         self.mark = self._part("mark", rank).with_suffix(".json")
         self.rank = rank
-        self.device = torch.device("cpu") if device.type == 'mps' else device  # no float64 there
+        self.device = torch.device("cpu") if device.type == "mps" else device  # no float64 there
         self.counted = 0
         self.sums = {site: Moments.zeros(width) for site, width in writer.spec.sites.items()}
         if self.mark.exists():
@@ -66,6 +64,8 @@ class MomentsWriter:
 
     def sweep(self) -> None:
         """Delete all ranks' sums, once the store is complete. One rank calls it."""
+        for mark in self._folder.glob("mark-*"):  # first: a mark without its sums would stand in the way of a repair
+            mark.unlink()
         shutil.rmtree(self._folder)
 
     @property

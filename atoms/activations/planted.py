@@ -6,9 +6,10 @@ from typing import Any
 
 import numpy as np
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 from torch import Tensor
 
+from atoms.activations.files import disk_errors, fsync
 from atoms.activations.grid import Grid
 from atoms.activations.identity import digest_of
 from atoms.activations.lock import StoreLock
@@ -20,6 +21,7 @@ from atoms.progress import Meter
 
 SITE = "planted"
 BLOCK_BYTES = 64 * 2**20
+CODES_AT_ONCE = 2**22  # dense codes drawn at a time: a block of a large dictionary's would fill the memory
 PLANTED_FILE = "planted.safetensors"
 
 
@@ -27,8 +29,8 @@ PLANTED_FILE = "planted.safetensors"
 class PlantedSpec:
     """A synthetic store with a ground truth, to see whether training finds what is there.
 
-    Rows are ``offset + codes @ atoms + noise``: unit atoms drawn isotropically, ``active`` of them a row on
-    average (Poisson), coefficients uniform in [low, high].
+    Rows are ``offset + codes @ atoms + noise``: unit atoms drawn isotropically, each of them in a row with the same
+    chance and independently of the others, coefficients uniform in [low, high].
     """
 
     root: str = "activations"
@@ -54,19 +56,22 @@ class PlantedSpec:
 
     def __post_init__(self) -> None:
         """Check what cannot work."""
-        for name in ("width", "atoms", "rows"):
-            if getattr(self, name) < 1:
-                raise AtomsError(f"data.planted.{name} is {getattr(self, name)}; give a number of at least 1")
+        for name, least in (("width", 1), ("atoms", 1), ("rows", 10), ("noise", 0), ("seed", 0)):
+            if not getattr(self, name) >= least:
+                raise AtomsError(f"data.planted.{name} is {getattr(self, name)}: give a number of at least {least}")
         if not 0 < self.active <= self.atoms:
-            raise AtomsError(f"data.planted.active is {self.active}; give a number above 0 and at most {self.atoms}")
+            raise AtomsError(f"data.planted.active is {self.active}: give a number above 0 and at most {self.atoms}")
+        if not 0 < self.low <= self.high:
+            raise AtomsError(f"data.planted.low is {self.low} and high {self.high}: give 0 < low <= high")
 
+    @property
     def identity(self) -> dict[str, Any]:
         """What the rows depend on."""
         return {"kind": "planted", **{key: value for key, value in asdict(self).items() if key != "root"}}
 
     def directory(self) -> Path:
         """Where the store is kept: a name that carries the settings' digest."""
-        return Path(self.root) / f"planted-{self.width}-{self.atoms}-{digest_of(self.identity())[:12]}"
+        return Path(self.root) / f"planted-{self.width}-{self.atoms}-{digest_of(self.identity)[:12]}"
 
     def widths(self) -> dict[str, int]:
         """Width of the one site."""
@@ -87,11 +92,14 @@ class PlantedSpec:
     def draw(self, split: str, block: int, n_rows: int) -> Tensor:
         """Rows of one block, float32 ``(n_rows, H)``; a pure function of its arguments and the seed."""
         generator = np.random.default_rng([self.seed, 1, ("train", "val", "test").index(split), block])
-        atoms, offset = self.truth()
-        active = generator.random((n_rows, self.atoms)) < self.active / self.atoms
-        codes = np.where(active, generator.uniform(self.low, self.high, active.shape), 0.0)
-        noise = self.noise * generator.standard_normal((n_rows, self.width))
-        return torch.from_numpy(codes @ atoms.numpy() + offset.numpy() + noise).float()
+        atoms, offset = (part.numpy() for part in self.truth())
+        rows = np.empty((n_rows, self.width), np.float32)
+        step = max(1, CODES_AT_ONCE // self.atoms)
+        for part in (rows[start : start + step] for start in range(0, n_rows, step)):
+            active = generator.random((len(part), self.atoms)) < self.active / self.atoms
+            codes = np.where(active, generator.uniform(self.low, self.high, active.shape), 0.0)
+            part[:] = codes @ atoms + offset + self.noise * generator.standard_normal(part.shape)
+        return torch.from_numpy(rows)
 
 
 def plant(spec: PlantedSpec, path: Path) -> None:
@@ -101,10 +109,9 @@ def plant(spec: PlantedSpec, path: Path) -> None:
         AtomsError: If another process is writing it, or the disk refuses.
     """
     splits = spec.split_rows()
-    row_bytes = 4 * spec.width
-    grid = Grid.choose([row_bytes], splits, BLOCK_BYTES)
+    grid = Grid.choose([4 * spec.width], splits, BLOCK_BYTES)
     with StoreLock(path):
-        store = StoreSpec(spec.widths(), "float32", splits, grid, spec.seed, spec.identity())
+        store = StoreSpec(spec.widths(), "float32", splits, grid, spec.seed, spec.identity)
         writer = StoreWriter.open(path, store)
         pending = writer.pending
         moments = MomentsWriter(writer, store.spans, rank=0, world_size=1, device=torch.device("cpu"))
@@ -122,8 +129,11 @@ def plant(spec: PlantedSpec, path: Path) -> None:
                 meter.advance(span.rows)
         moments.finish()
         moments.pool()
-        save_file({"atoms": spec.truth()[0].contiguous()}, path / PLANTED_FILE)
+        with disk_errors(path, 0):
+            (path / PLANTED_FILE).write_bytes(save({"atoms": spec.truth()[0].contiguous()}))
+            fsync(path / PLANTED_FILE)
         writer.finalise()
+        moments.sweep()
 
 
 def load_truth(store: Path) -> Tensor | None:

@@ -134,6 +134,18 @@ class StoreSpec:
             if mine.get(key) != theirs.get(key)
         ]
 
+    def require_equal(self, asked: "StoreSpec", path: Path) -> None:
+        """Refuse to take the store at ``path``, whose spec this is, for another.
+
+        Raises:
+            AtomsError: it was made by other settings.
+        """
+        if differences := self.differences(asked):
+            raise AtomsError(
+                f"data.store={path}: made by other settings ({'; '.join(differences)}); "
+                "use the stored settings, choose another data.store, or delete this one"
+            )
+
 
 def stored_spec(path: Path) -> StoreSpec | None:
     """Read the spec of the store at ``path``, whole or not.

@@ -297,8 +297,9 @@ def assign_splits(
     for name, share, got in zip(names, shares, dealt, strict=True):
         if share > 0 and got == 0:
             raise AtomsError(
-                f"data.harvest.corpus: split {name!r} would get no text, because the corpus falls into {len(ids)} groups "
-                "of near-duplicate documents; add documents, split long files (separator), or change data.harvest.val and test"
+                f"data.harvest.corpus: split {name!r} would get no text, because the corpus falls into {len(ids)} "
+                "groups of near-duplicate documents; add documents, split long files (data.harvest.corpus.separator), "
+                "or change data.harvest.val and data.harvest.test"
             )
     total_tokens = int(sizes.sum())
     largest = sizes.max() / total_tokens
@@ -334,6 +335,7 @@ def _check_fractions(fractions: Mapping[str, float]) -> NDArray[np.float64]:
     shares = np.array(list(fractions.values()), dtype=np.float64)
     if not ((shares >= 0).all() and abs(shares.sum() - 1) < 1e-6):
         raise AtomsError(
-            f"data.harvest.val and data.harvest.test must leave shares that sum to 1, got {dict(fractions)}; e.g. {FRACTIONS}"
+            f"data.harvest.val and data.harvest.test must leave shares that sum to 1, got {dict(fractions)}; "
+            f"e.g. {FRACTIONS}"
         )
     return shares

@@ -118,11 +118,7 @@ class StoreWriter:
         stored = stored_spec(path)
         if stored is None:
             raise AtomsError(f"data.store={path}: no store to resume; run `atoms cache` to make it")
-        if differences := stored.differences(spec):
-            raise AtomsError(
-                f"data.store={path}: made by other settings ({'; '.join(differences)}); "
-                "use the stored settings, choose another data.store, or delete this one"
-            )
+        stored.require_equal(spec, path)
         return cls(path, stored)
 
     @property

@@ -7,14 +7,16 @@ from typing import Any, Literal
 
 import lightning as L
 from jsonargparse import Namespace
-from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.utilities import rank_zero_only
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
+from mlflow.exceptions import MlflowException
 
 from atoms.activations.datamodule import ActivationDataModule
 from atoms.commands.parser import AtomsArgumentParser, quiet
 from atoms.errors import AtomsError
 from atoms.progress import duration, size
+from atoms.memory import keep_freed_memory
 from atoms.precision import use_fast_float32
 from atoms.training import checkpoint
 from atoms.training.codes_writer import CodesWriter
@@ -60,9 +62,11 @@ class SaveConfigToRun(SaveConfigCallback):
 
     def save_config(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         """Log the config; Lightning calls this on the first rank only."""
+        # A resumed fit leaves the config that started the run as it is.
+        name = "config.yaml" if trainer.ckpt_path is None else f"config-from-step-{trainer.global_step:07d}.yaml"
         for logger in trainer.loggers:
             if isinstance(logger, AtomsMLFlowLogger) and stage == "fit":
-                logger.log_text(self.parser.dump(self.config, skip_none=False), "config.yaml")
+                logger.log_text(self.parser.dump(self.config, skip_none=False), name)
 
 
 class AtomsCLI(LightningCLI):
@@ -82,7 +86,7 @@ class AtomsCLI(LightningCLI):
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """Link the widths, and add the checkpoint's settings."""
         parser.link_arguments("data.width", "model.width", apply_on="instantiate")
-        parser.add_lightning_class_args(ModelCheckpoint, "checkpoint")
+        parser.add_lightning_class_args(checkpoint.KeepLast, "checkpoint")
         parser.set_defaults({"checkpoint.filename": "step-{step:07d}", "checkpoint.auto_insert_metric_name": False})
 
     def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:
@@ -105,8 +109,8 @@ class AtomsCLI(LightningCLI):
             for key in asked.keys()
             if key in stored and _plain(asked[key]) != _plain(stored[key])
         ]
+        data = self.explicit[command].get("data") or Namespace()
         if command == "fit":
-            data = self.explicit[command].get("data") or Namespace()
             conflicts += [
                 f"data.{key} is {data[key]!r} but {value!r} in the checkpoint"
                 for key, value in self.record.data.items()
@@ -115,9 +119,27 @@ class AtomsCLI(LightningCLI):
         if conflicts:
             raise AtomsError(f"ckpt_path {ckpt_path}: {'; '.join(conflicts)}: leave them out, or train without ckpt_path")
         super()._parse_ckpt_path()
-        if command == "fit":
-            for key, value in self.record.data.items():
+        for key, value in self.record.data.items():
+            if key not in data:
                 self.config[command].data[key] = value
+
+    def instantiate_classes(self) -> None:
+        """Build everything; what a settings class refuses is said as it said it."""
+        try:
+            super().instantiate_classes()
+        except ValueError as error:
+            # jsonargparse wraps the refusal in a list of the types it tried.
+            if isinstance(error.__cause__, AtomsError):
+                raise error.__cause__ from None
+            raise
+
+    def _instantiate_trainer(self, config: Any, callbacks: list[L.Callback]) -> L.Trainer:
+        if config.get("enable_checkpointing") is False:
+            callbacks = [callback for callback in callbacks if not isinstance(callback, checkpoint.KeepLast)]
+        try:
+            return super()._instantiate_trainer(config, callbacks)
+        except (MisconfigurationException, ValueError, TypeError) as error:
+            raise AtomsError(f"trainer: {' '.join(str(error).split())}") from error
 
     @property
     def place(self) -> dict[str, Any]:
@@ -133,12 +155,14 @@ class AtomsCLI(LightningCLI):
         """Make the store if need be; take up the run of a checkpoint; say what the fit will cost."""
         self.started = time.monotonic()
         self._ensure_store()
-        logger = self.mlflow
-        if logger and self.record and self.record.run_id and self.record.tracking_uri == logger.tracking_uri:
-            logger.reattach(self.record.run_id)
-        elif logger and not self.trainer.fast_dev_run:
-            self._describe_run(logger)
         data = self.datamodule
+        if self.record and self.record.identity != data.store.identity_hash:
+            raise AtomsError(
+                f"data.store is {data.path}, but the checkpoint learnt from {self.record.store}, whose rows are others: "
+                "set data.store to that, or train without ckpt_path"
+            )
+        if self.mlflow and not self.trainer.fast_dev_run:
+            self._take_up_run(self.mlflow)
         atoms = sum(config.num_atoms(data.width[config.site]) for config in self.model.configs.values())
         weights = sum(
             2 * config.num_atoms(data.width[config.site]) * data.width[config.site] for config in self.model.configs.values()
@@ -152,10 +176,16 @@ class AtomsCLI(LightningCLI):
         """Judge the last weights on held-out rows; table, figures, and where to look."""
         if self.trainer.fast_dev_run or not self.trainer.state.finished:
             return
-        summaries = judge(silent_trainer(self.place), self.model, self.datamodule)
         logger = self.mlflow
+        try:
+            summaries = judge(silent_trainer(self.place), self.model, self.datamodule)
+        except BaseException:
+            if logger:
+                logger.finalize("failed")
+            raise
         if logger:
-            log_final(logger, summaries, "final", self.trainer.global_step)
+            log_final(logger, summaries, "final")
+            logger.finalize("success")  # waits until everything is written
         self._report(summaries, "held-out")
         if rank_zero_only.rank == 0:
             print(f"checkpoint  {self._last_checkpoint()}")
@@ -237,7 +267,7 @@ class AtomsCLI(LightningCLI):
 
     def _last_checkpoint(self) -> str:
         callback = self.trainer.checkpoint_callback
-        return getattr(callback, "best_model_path", "") or getattr(callback, "last_model_path", "") or "none was saved"
+        return (isinstance(callback, checkpoint.KeepLast) and callback.newest) or "none was saved"
 
     def _save_artefacts(self, summaries: list[Summary]) -> dict[str, Path]:
         """Every member as a folder that loads without Lightning, beside the checkpoints."""
@@ -258,6 +288,16 @@ class AtomsCLI(LightningCLI):
     def _report(self, summaries: list[Summary], rows_name: str) -> None:
         if rank_zero_only.rank == 0:
             show(summaries, rows_name)
+
+    def _take_up_run(self, logger: AtomsMLFlowLogger) -> None:
+        """Go on with the run of the checkpoint, or describe a new one."""
+        if self.record and self.record.run_id and self.record.tracking_uri == logger.absolute_uri:
+            try:
+                logger.reattach(self.record.run_id)
+                return
+            except MlflowException:
+                _say(f"note     run {self.record.run_id} is not in {logger.tracking_uri}; this fit gets a run of its own")
+        self._describe_run(logger)
 
     def _describe_run(self, logger: AtomsMLFlowLogger) -> None:
         """Few flat numbers as parameters, so that charts have axes; the rest is in config.yaml."""
@@ -296,6 +336,7 @@ def run(words: list[str]) -> None:
         words: The subcommand and its arguments.
     """
     quiet()
+    keep_freed_memory()
     use_fast_float32()
     AtomsCLI(
         TSAEModule,

@@ -31,8 +31,9 @@ class Control(nn.Module):
     the gradient is how thresholds differ: before the step their gradient is charged the price of an active atom, the
     one at which it would neither raise nor lower all thresholds together. No sparsity weight needs choosing.
 
-    **Silent atoms.** `silent_rows` counts rows since an atom last fired; `eager_step` lets the longest silent ones
-    explain residuals.
+    **Silent atoms.** `silent_rows` counts rows since an atom last fired. `eager_step` lets the longest silent ones
+    explain residuals; their thresholds and biases, which no gradient may reach, halve every `dead_after` further rows,
+    until they fire.
 
     Args:
         sae: The SAE it steers.
@@ -42,6 +43,7 @@ class Control(nn.Module):
 
     silent_rows: Tensor
     rows_seen: Tensor
+    step_rows: Tensor
     mean_l0: Tensor
     residual: Tensor
     near: Tensor
@@ -55,6 +57,7 @@ class Control(nn.Module):
         device = sae.decoder.device
         self.register_buffer("silent_rows", torch.zeros(sae.num_atoms, dtype=torch.int64, device=device))
         self.register_buffer("rows_seen", torch.zeros((), dtype=torch.int64, device=device))
+        self.register_buffer("step_rows", torch.zeros((), dtype=torch.float64, device=device))
         self.register_buffer("mean_l0", torch.zeros((), dtype=torch.float64, device=device))
         self.register_buffer("residual", torch.ones((), dtype=torch.float64, device=device))
         self.register_buffer("near", torch.zeros(sae.num_atoms, dtype=torch.float64, device=device))
@@ -104,6 +107,7 @@ class Control(nn.Module):
         fired, near = stats[3:].chunk(2)
         self.rows_seen += rows.long()
         self.silent_rows.copy_(torch.where(fired > 0, 0, self.silent_rows + rows.long()))
+        self.step_rows.copy_(rows)
         self.mean_l0.copy_(active / rows)
         self.residual.copy_(energy / rows)
         self.near.copy_(near / rows)
@@ -125,7 +129,10 @@ class Control(nn.Module):
 
     @torch.no_grad()
     def after_step_(self, sae: ThresholdSAE) -> None:
-        """Scale the thresholds towards the target L0 and restore what the optimizer step disturbed."""
+        """Scale the thresholds towards the target L0, let silent atoms fade back in, and bring decoder rows to unit length."""
         sae.normalise_()
         excess = torch.log(self.mean_l0 / self.target())
-        sae.threshold.mul_((self.objective.gain * excess).clamp(-0.1, 0.1).exp().float())
+        factor = (self.objective.gain * excess).clamp(-0.1, 0.1).exp()
+        fading = torch.where(self.silent_rows >= self.dead_after, 0.5 ** (self.step_rows / self.dead_after), 1)
+        sae.threshold.mul_((factor * fading).float())
+        sae.bias.mul_(fading.float())

@@ -1,11 +1,13 @@
-"""What a checkpoint says of its run, so that it can be judged and resumed without the config that made it."""
+"""Checkpoints: the last weights always have one, and each says enough of its run to be judged and resumed without it."""
 
 import hashlib
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import lightning as L
 import torch
+from lightning.pytorch.callbacks import ModelCheckpoint
 
 from atoms.errors import AtomsError
 
@@ -33,6 +35,25 @@ class Record:
     def to_dict(self) -> dict[str, Any]:
         """Plain values for the checkpoint."""
         return asdict(self)
+
+
+class KeepLast(ModelCheckpoint):
+    """Lightning's ModelCheckpoint, which also saves the weights a fit ends with where its interval would miss them."""
+
+    @property
+    def newest(self) -> str:
+        """Path of the checkpoint saved last, or nothing."""
+        return self._last_checkpoint_saved
+
+    def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Save what the final table will speak of."""
+        if self.save_top_k != 0 and self._last_global_step_saved != trainer.global_step:
+            candidates = self._monitor_candidates(trainer)
+            if self.monitor is None:
+                self._save_none_monitor_checkpoint(trainer, candidates)
+            else:
+                self._save_checkpoint(trainer, self._get_metric_interpolated_filepath_name(candidates, trainer))
+        super().on_train_end(trainer, pl_module)
 
 
 def read(path: str | Path) -> tuple[dict[str, Any], Record]:

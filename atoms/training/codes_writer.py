@@ -1,6 +1,5 @@
 """Sparse codes of every row, written to a Zarr group in parts."""
 
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -8,14 +7,13 @@ import lightning as L
 import numpy as np
 import torch
 import zarr
-from lightning.pytorch.callbacks import BasePredictionWriter
 
 from atoms.sae import SparseCodes
 
 ROWS_PER_PART = 65_536
 
 
-class CodesWriter(BasePredictionWriter):
+class CodesWriter(L.Callback):
     """Collects the codes of a split and writes them a part at a time.
 
     The group ``<output>/<split>/<member>`` holds ``part-<rank>-<number>`` groups, each with ``offsets (n + 1,)``
@@ -29,23 +27,21 @@ class CodesWriter(BasePredictionWriter):
     """
 
     def __init__(self, output: Path, split: str, about: dict[str, Any]) -> None:
-        super().__init__(write_interval="batch")
         self.output, self.split, self.about = output, split, about
         self._pending: dict[str, list[tuple[torch.Tensor, SparseCodes]]] = {}
         self._parts = 0
 
-    def write_on_batch_end(
+    def on_predict_batch_end(
         self,
         trainer: L.Trainer,
         pl_module: L.LightningModule,
-        prediction: Any,
-        batch_indices: Sequence[int] | None,
+        outputs: Any,
         batch: Any,
         batch_idx: int,
-        dataloader_idx: int,
+        dataloader_idx: int = 0,
     ) -> None:
         """Collect a batch; write a part when enough rows are together."""
-        for name, codes in prediction.items():
+        for name, codes in outputs.items():
             self._pending.setdefault(name, []).append((batch.row_index.cpu(), codes))
         if sum(len(rows) for rows, _ in next(iter(self._pending.values()))) >= ROWS_PER_PART:
             self._flush(trainer.global_rank)

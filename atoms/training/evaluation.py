@@ -82,16 +82,15 @@ def final_scalars(summaries: list[Summary], prefix: str) -> dict[str, float]:
     }
 
 
-def log_final(logger: AtomsMLFlowLogger, summaries: list[Summary], prefix: str, step: int = 0) -> None:
+def log_final(logger: AtomsMLFlowLogger, summaries: list[Summary], prefix: str) -> None:
     """Log final numbers and figures to a run.
 
     Args:
         logger: The run.
         summaries: Numbers of every member.
         prefix: First part of the metrics' names: ``final`` or ``test``.
-        step: Optimizer steps taken.
     """
-    logger.log_metrics(final_scalars(summaries, prefix), step)
+    logger.log_at(final_scalars(summaries, prefix), summaries[0].rows_seen)
     for summary in summaries:
         for name, figure in draw(summary).items():
             logger.log_figure(figure, name if len(summaries) == 1 else f"{summary.name}/{name}")
@@ -124,7 +123,7 @@ def log_child(
     log_final(child, summaries, prefix)
     child.finalize("success")
     parent = AtomsMLFlowLogger(tracking_uri=record.tracking_uri, run_id=record.run_id, synchronous=True)
-    parent.log_metrics(final_scalars(summaries, prefix), 0)
+    parent.log_at(final_scalars(summaries, prefix), summaries[0].rows_seen)
     return child.run_id
 
 

@@ -3,6 +3,7 @@
 import os
 from collections.abc import Mapping
 from logging import getLogger
+from pathlib import Path
 from typing import Any
 
 from lightning.pytorch.loggers import MLFlowLogger
@@ -15,6 +16,7 @@ for _noisy in ("alembic", "mlflow.store.db.utils", "mlflow.tracking", "lightning
     getLogger(_noisy).setLevel("ERROR")
 
 DEFAULT_TRACKING_URI = "sqlite:///mlflow.db"
+_SQLITE = "sqlite:///"
 
 
 class AtomsMLFlowLogger(MLFlowLogger):
@@ -62,13 +64,24 @@ class AtomsMLFlowLogger(MLFlowLogger):
         """Where runs are kept."""
         return str(self._tracking_uri)
 
+    @property
+    def absolute_uri(self) -> str:
+        """Where runs are kept, said so that it holds from any working directory."""
+        uri = self.tracking_uri
+        return f"{_SQLITE}{Path(uri.removeprefix(_SQLITE)).absolute()}" if uri.startswith(_SQLITE) else uri
+
     @rank_zero_only
     def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
-        """Log scalars at the number of rows seen after ``step`` optimizer steps."""
+        """Log scalars at the number of rows seen after optimizer step ``step``, counted from 0 as Lightning does."""
         # Lightning adds the epoch to every record; beside rows it says nothing.
         kept = {key: value for key, value in metrics.items() if key != "epoch"}
         if kept:
-            super().log_metrics(kept, (step or 0) * self.rows_per_step)
+            self.log_at(kept, 0 if step is None else (step + 1) * self.rows_per_step)
+
+    @rank_zero_only
+    def log_at(self, metrics: Mapping[str, float], rows: int) -> None:
+        """Log scalars at a number of rows seen."""
+        super().log_metrics(metrics, rows)
 
     @rank_zero_only
     def log_figure(self, figure: Figure, name: str) -> None:
@@ -86,9 +99,12 @@ class AtomsMLFlowLogger(MLFlowLogger):
 
         Args:
             run_id: The run's identifier, as stored in the checkpoint.
+
+        Raises:
+            MlflowException: If there is no such run.
         """
+        MlflowClient(self.tracking_uri).update_run(run_id, status="RUNNING")
         self._run_id = run_id
-        self.experiment.update_run(run_id, status="RUNNING")
 
 
 def child_run(tracking_uri: str, parent_id: str, name: str, tags: Mapping[str, str]) -> AtomsMLFlowLogger:
@@ -99,7 +115,13 @@ def child_run(tracking_uri: str, parent_id: str, name: str, tags: Mapping[str, s
         parent_id: The run that produced what is being judged.
         name: Name of the child.
         tags: Its tags; the parent's identifier is added.
+
+    Raises:
+        FileNotFoundError: If the database is gone; MLflow would make an empty one.
+        MlflowException: If there is no such run.
     """
+    if tracking_uri.startswith(_SQLITE) and not Path(tracking_uri.removeprefix(_SQLITE)).exists():
+        raise FileNotFoundError("no such file")
     client = MlflowClient(tracking_uri)
     experiment = client.get_experiment(client.get_run(parent_id).info.experiment_id)
     return AtomsMLFlowLogger(

@@ -10,8 +10,9 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from atoms.activations.datamodule import ActivationDataModule
+from atoms.activations.stream import OrderedBatch
 from atoms.errors import AtomsError
-from atoms.sae import eager_step, learning_rate_factor, parameter_groups
+from atoms.sae import SparseCodes, eager_step, learning_rate_factor, parameter_groups
 from atoms.sae.model import Encoder
 from atoms.training.checkpoint import KEY, Record
 from atoms.training.members import Member, MemberOverrides, member_configs
@@ -162,6 +163,13 @@ class TSAEModule(L.LightningModule):
             if isinstance(logger, AtomsMLFlowLogger):
                 logger.rows_per_step = self.data.batch_size * self.trainer.accumulate_grad_batches
 
+    def on_train_epoch_start(self) -> None:
+        """Begin the epoch's own order of rows, also where `limit_train_batches` cut the last one short.
+
+        Lightning does not call this on resuming amid an epoch, where the stream's saved position holds.
+        """
+        self.trainer.train_dataloader.seek(self.current_epoch, 0)
+
     def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
         """Sum of the members' losses; statistics wait for the optimizer step."""
         losses, stats = [], []
@@ -169,17 +177,8 @@ class TSAEModule(L.LightningModule):
             member = self.member(name)
             out = eager_step(member.sae, member.control, batch[config.site].float())
             losses.append(out.loss)
-            stats.append(out.stats)
-            label = self.label("train", name)
-            self.log_dict(
-                {
-                    f"{label}/loss": out.loss.detach(),
-                    f"{label}/error": out.parts["reconstruction"],
-                    f"{label}/revival": out.parts["revival"],
-                    f"{label}/l0": out.parts["l0"],
-                    f"{label}/target_l0": member.control.target(),
-                }
-            )
+            curves = torch.stack([out.loss.detach(), out.parts["revival"]]).double()
+            stats.append(torch.cat([curves * len(batch[config.site]), out.stats]))
         self._stats = stats if self._stats is None else [old + new for old, new in zip(self._stats, stats, strict=True)]
         return torch.stack(losses).sum()
 
@@ -193,8 +192,18 @@ class TSAEModule(L.LightningModule):
         self._stats = None
         for name, stats in zip(self.configs, flat.split(sizes), strict=True):
             member = self.member(name)
-            member.control.update(stats)
-            member.control.project_gradients_(member.sae)
+            control = member.control
+            control.update(stats[2:])
+            control.project_gradients_(member.sae)
+            loss, revival = stats[:2] / stats[2]
+            curves = {
+                "loss": loss,
+                "error": control.residual,
+                "revival": revival,
+                "l0": control.mean_l0,
+                "target_l0": control.target(),
+            }
+            self.log_dict({f"{self.label('train', name)}/{key}": value.float() for key, value in curves.items()})
 
     def configure_gradient_clipping(
         self, optimizer: Optimizer, gradient_clip_val: float | None = None, gradient_clip_algorithm: str | None = None
@@ -224,7 +233,7 @@ class TSAEModule(L.LightningModule):
             identity=self.data.store.identity_hash,
             data=self.data.order_settings(),
             run_id=logger.run_id if logger else None,
-            tracking_uri=logger.tracking_uri if logger else None,
+            tracking_uri=logger.absolute_uri if logger else None,
         ).to_dict()
 
     # ------------------------------------------------------------------------------------------ judging
@@ -244,14 +253,20 @@ class TSAEModule(L.LightningModule):
 
     def on_validation_epoch_start(self) -> None:
         """Forget the rows of the last validation."""
-        for stage in ("val", "train_rows"):
-            for name in self.configs:
-                self.score(stage, name).reset()
+        self._forget("val", "train_rows")
 
     def on_test_epoch_start(self) -> None:
         """Forget the rows of the last test."""
-        for name in self.configs:
-            self.score("test", name).reset()
+        self._forget("test")
+
+    def _forget(self, *stages: str) -> None:
+        for stage in stages:
+            for name in self.configs:
+                sae = self.member(name).sae
+                if self.score(stage, name).geometry is sae.geometry:
+                    self.score(stage, name).reset()
+                else:  # a checkpoint brought its own
+                    cast(nn.ModuleDict, self.scores[stage])[name] = MemberScores(sae).to(self.device)
 
     def on_validation_epoch_end(self) -> None:
         """Log the cheap scores."""
@@ -271,8 +286,9 @@ class TSAEModule(L.LightningModule):
 
     # ------------------------------------------------------------------------------------------ predicting
 
-    def predict_step(self, batch: dict[str, Tensor], batch_idx: int) -> dict[str, Any]:
+    def predict_step(self, batch: OrderedBatch, batch_idx: int) -> dict[str, SparseCodes]:
         """Sparse codes of a batch, by member."""
         return {
-            name: self.member(name).sae.encode_sparse(batch[config.site].float()) for name, config in self.configs.items()
+            name: self.member(name).sae.encode_sparse(batch.rows[config.site].float())
+            for name, config in self.configs.items()
         }

@@ -44,6 +44,7 @@ class MemberScores(nn.Module):
 
     def __init__(self, sae: ThresholdSAE) -> None:
         super().__init__()
+        self.geometry = sae.geometry
         self.reconstruction = ReconstructionR2(sae.width, sae.geometry)
         self.sparsity = SparsityProfile(sae.num_atoms)
         self.pre = PreActivationHistogram()

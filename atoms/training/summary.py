@@ -32,6 +32,7 @@ class Summary:
         scores: R² (centred and uncentred, raw and AIP), l0, dead, singleton on held-out rows.
         memorisation_gap: Centred raw R² on as many training rows, less that on held-out rows; NaN if not measured.
         rows: Held-out rows judged.
+        rows_seen: Training rows it has seen, over all epochs.
         rows_per_atom: Training rows per atom.
         q: q* by reading.
         q_null: q* of random directions with the same H, A and distribution of K, by reading.
@@ -53,6 +54,7 @@ class Summary:
     scores: dict[str, float]
     memorisation_gap: float
     rows: int
+    rows_seen: int
     rows_per_atom: float
     q: dict[str, QStar]
     q_null: dict[str, QStar]
@@ -121,6 +123,7 @@ def summarise(
         scores=scores,
         memorisation_gap=gap,
         rows=int(histogram.sum()),
+        rows_seen=int(member.control.rows_seen),
         rows_per_atom=num_train_rows / sae.num_atoms,
         q={reading: q_star(aip, histogram, reading) for reading in READINGS},
         q_null={reading: q_star_null(sae.width, sae.num_atoms, histogram, reading) for reading in READINGS},

@@ -1,0 +1,37 @@
+import ctypes
+import subprocess
+import sys
+
+import pytest
+
+from atoms.memory import keep_freed_memory
+
+COUNT_FAULTS = """
+import resource, torch
+from atoms.memory import keep_freed_memory
+assert keep_freed_memory()
+def use():
+    for _ in range(20):
+        torch.ones(2**22)  # 16 MiB, cleared and freed
+use()
+before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+use()
+print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+"""
+
+
+@pytest.mark.skipif(not hasattr(ctypes.CDLL(None), "gnu_get_libc_version"), reason="glibc only")
+def test_freed_memory_is_used_again():
+    done = subprocess.run([sys.executable, "-c", COUNT_FAULTS], capture_output=True, text=True, check=True)
+    assert int(done.stdout) < 20 * 2**24 // 4096 // 10  # a tenth of what clearing fresh pages would take
+
+
+def test_other_c_libraries_are_left_alone(monkeypatch):
+    monkeypatch.setattr(ctypes, "CDLL", lambda name: object())
+    assert not keep_freed_memory()
+
+
+def test_other_systems_are_left_alone(monkeypatch):
+    monkeypatch.setattr(sys, "platform", "darwin")
+    monkeypatch.setattr(ctypes, "CDLL", None)
+    assert not keep_freed_memory()
