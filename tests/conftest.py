@@ -1,11 +1,17 @@
 """Small models, corpora and stores that several test files share; everything is made here, nothing is fetched."""
 
+import contextlib
+import io
 import os
+import shutil
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 import torch
+from mlflow.entities import Run
+from mlflow.tracking import MlflowClient
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import Whitespace
@@ -14,6 +20,7 @@ from transformers import BertConfig, BertModel, GPT2Config, GPT2Model, PreTraine
 
 from atoms.activations.datamodule import ActivationDataModule
 from atoms.activations.planted import PlantedSpec, plant
+from atoms.cli import main
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 torch.set_num_threads(2)
@@ -25,6 +32,7 @@ WORDS = [f"w{i}" for i in range(200)]
 def _own_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Every test runs in a directory of its own, so that nothing it writes can meet another's."""
     monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)  # MLflow sets it for the rest of the process
 
 
 def _tokenizer(folder: Path, bert: bool) -> None:
@@ -95,3 +103,63 @@ def planted_data(planted_store: Path) -> Callable[..., ActivationDataModule]:
         return ActivationDataModule(store=str(planted_store), **{"batch_size": 256, "pool_mib": 8, **settings})  # type: ignore[arg-type]
 
     return make
+
+
+@pytest.fixture(scope="session")
+def empty_database(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An MLflow database without runs; MLflow takes seconds to make one."""
+    path = tmp_path_factory.mktemp("mlflow") / "mlflow.db"
+    MlflowClient(f"sqlite:///{path}").search_experiments()
+    return path
+
+
+@pytest.fixture
+def database(empty_database: Path, tmp_path: Path) -> MlflowClient:
+    """The client of an empty ``mlflow.db`` in the test's directory."""
+    shutil.copy(empty_database, tmp_path / "mlflow.db")
+    return MlflowClient(f"sqlite:///{tmp_path}/mlflow.db")
+
+
+@dataclass(frozen=True)
+class Fitted:
+    """A fit of 54 steps that has ended, with a checkpoint of every tenth step and of the last; never to be changed."""
+
+    folder: Path
+    words: list[str]
+    out: str
+    err: str
+    run: Run
+
+    @property
+    def last(self) -> str:
+        """The checkpoint of the last weights."""
+        return self.at(54)
+
+    def at(self, step: int) -> str:
+        """The checkpoint of a step."""
+        (path,) = self.folder.glob(f"runs/*/*/checkpoints/step-{step:07d}.ckpt")
+        return str(path)
+
+
+@pytest.fixture(scope="session")
+def fit_words(planted_store: Path) -> list[str]:
+    """The command line of a small fit: 40 atoms, three epochs of 18 steps."""
+    settings = {
+        "data.store": planted_store, "data.batch_size": 256, "data.pool_mib": 1, "model.expansion": 2.5,
+        "model.target_l0": 2, "trainer.max_epochs": 3, "trainer.accelerator": "cpu", "trainer.log_every_n_steps": 10,
+    }  # fmt: skip
+    return ["fit", *(f"--{name}={value}" for name, value in settings.items())]
+
+
+@pytest.fixture(scope="session")
+def fitted(tmp_path_factory: pytest.TempPathFactory, empty_database: Path, fit_words: list[str]) -> Fitted:
+    """The small fit, done once."""
+    folder = tmp_path_factory.mktemp("fitted")
+    shutil.copy(empty_database, folder / "mlflow.db")
+    words = [*fit_words, "--checkpoint.every_n_train_steps=10", "--checkpoint.save_top_k=-1"]
+    out, err = io.StringIO(), io.StringIO()
+    with contextlib.chdir(folder), contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+        main(words)
+    client = MlflowClient(f"sqlite:///{folder}/mlflow.db")
+    (run,) = client.search_runs([client.get_experiment_by_name("atoms").experiment_id])
+    return Fitted(folder, words, out.getvalue(), err.getvalue(), run)

@@ -6,7 +6,11 @@ from atoms.sae import SparseCodes
 
 
 @given(
-    rows=st.integers(0, 9), width=st.integers(1, 12), density=st.floats(0, 1), cut=st.integers(0, 9), seed=st.integers(0)
+    rows=st.integers(0, 9),
+    width=st.integers(1, 12),
+    density=st.floats(0, 1),
+    cut=st.integers(0, 9),
+    seed=st.integers(0),
 )
 def test_round_trip_and_concatenation(rows: int, width: int, density: float, cut: int, seed: int) -> None:
     generator = torch.Generator().manual_seed(seed % 2**31)

@@ -63,7 +63,8 @@ class SaveConfigToRun(SaveConfigCallback):
     def save_config(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         """Log the config; Lightning calls this on the first rank only."""
         # A resumed fit leaves the config that started the run as it is.
-        name = "config.yaml" if trainer.ckpt_path is None else f"config-from-step-{trainer.global_step:07d}.yaml"
+        resumed = self.config.get("ckpt_path")
+        name = f"config-after-{Path(resumed).stem}.yaml" if resumed else "config.yaml"
         for logger in trainer.loggers:
             if isinstance(logger, AtomsMLFlowLogger) and stage == "fit":
                 logger.log_text(self.parser.dump(self.config, skip_none=False), name)
@@ -103,13 +104,13 @@ class AtomsCLI(LightningCLI):
             return
         content, self.record = checkpoint.read(ckpt_path)
         stored = content.get("hyper_parameters", {})
-        asked = self.explicit[command].get("model") or Namespace()
+        asked = {key: _plain(self.config[command].model[key]) for key in self.explicit[command].get("model") or {}}
         conflicts = [
-            f"model.{key} is {_plain(asked[key])!r} but {stored[key]!r} in the checkpoint"
-            for key in asked.keys()
-            if key in stored and _plain(asked[key]) != _plain(stored[key])
+            f"model.{key} is {value!r} but {stored[key]!r} in the checkpoint"
+            for key, value in asked.items()
+            if key in stored and value != _plain(stored[key])
         ]
-        data = self.explicit[command].get("data") or Namespace()
+        data = self.explicit[command].get("data") or {}
         if command == "fit":
             conflicts += [
                 f"data.{key} is {data[key]!r} but {value!r} in the checkpoint"
@@ -122,6 +123,12 @@ class AtomsCLI(LightningCLI):
         for key, value in self.record.data.items():
             if key not in data:
                 self.config[command].data[key] = value
+
+    def before_instantiate_classes(self) -> None:
+        """Only the first rank of a fit needs a logger, and MLflow's makes a database as soon as it is built."""
+        trainer = self.config[self.subcommand].trainer
+        if self.subcommand != "fit" or trainer.fast_dev_run or rank_zero_only.rank != 0:
+            trainer.logger = False
 
     def instantiate_classes(self) -> None:
         """Build everything; what a settings class refuses is said as it said it."""
@@ -272,7 +279,7 @@ class AtomsCLI(LightningCLI):
     def _save_artefacts(self, summaries: list[Summary]) -> dict[str, Path]:
         """Every member as a folder that loads without Lightning, beside the checkpoints."""
         callback = self.trainer.checkpoint_callback
-        folder = Path(getattr(callback, "dirpath", None) or self.trainer.default_root_dir).parent / "atoms"
+        folder = Path(getattr(callback, "dirpath", None) or self.trainer.default_root_dir) / "atoms"
         saved = {}
         for summary in summaries:
             saved[summary.name] = folder / summary.name
@@ -291,7 +298,7 @@ class AtomsCLI(LightningCLI):
 
     def _take_up_run(self, logger: AtomsMLFlowLogger) -> None:
         """Go on with the run of the checkpoint, or describe a new one."""
-        if self.record and self.record.run_id and self.record.tracking_uri == logger.absolute_uri:
+        if self.record and self.record.run_id and self.record.tracking_uri == logger.tracking_uri:
             try:
                 logger.reattach(self.record.run_id)
                 return
@@ -318,12 +325,16 @@ class AtomsCLI(LightningCLI):
             "seed": first.seed,
         }
         logger.log_hyperparams(params)
+        counts = [str(config.num_atoms(data.width[config.site])) for config in configs.values()]
         tags = {
             "site": ", ".join(dict.fromkeys(config.site for config in configs.values())),
             "encoder": first.encoder,
             "store": data.store.identity_hash[:16],
             "model": str(data.store.provenance.get("model_name", data.store.provenance.get("kind", "?"))),
         }
+        if logger.run_name is None:
+            # MLflow would draw a name from the seeded generator: the same for every run.
+            tags["mlflow.runName"] = f"{tags['site']} {' '.join(counts)} atoms"
         if rank_zero_only.rank == 0:
             for key, value in tags.items():
                 logger.experiment.set_tag(logger.run_id, key, value)
@@ -361,6 +372,8 @@ def run(words: list[str]) -> None:
 
 
 def _plain(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _plain(inner) for key, inner in value.items()}
     return value.as_dict() if isinstance(value, Namespace) else value
 
 

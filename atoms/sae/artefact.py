@@ -133,7 +133,9 @@ def read_description(directory: str | Path) -> dict[str, Any]:
         description = json.loads(path.read_text())
         version = description["format_version"]
     except OSError:
-        raise AtomsError(f"{directory} holds no saved SAE ({DESCRIPTION} is missing): give a directory of one") from None
+        raise AtomsError(
+            f"{directory} holds no saved SAE ({DESCRIPTION} is missing): give a directory of one"
+        ) from None
     except (ValueError, KeyError, TypeError):
         raise AtomsError(f"{path} does not describe a saved SAE: save the SAE again") from None
     if version != FORMAT_VERSION:

@@ -27,9 +27,9 @@ class Control(nn.Module):
         control.after_step_(sae)
 
     **L0.** All thresholds are multiplied by ``(L0 / target)^gain`` after each step: an integral controller in the
-    logarithm, indifferent to scale. The target falls from ``start_ratio · target_l0`` to ``target_l0``. What is left for
-    the gradient is how thresholds differ: before the step their gradient is charged the price of an active atom, the
-    one at which it would neither raise nor lower all thresholds together. No sparsity weight needs choosing.
+    logarithm, indifferent to scale. The target falls from ``start_ratio · target_l0`` to ``target_l0``. What is left
+    for the gradient is how thresholds differ: before the step their gradient is charged the price of an active atom,
+    the one at which it would neither raise nor lower all thresholds together. No sparsity weight needs choosing.
 
     **Silent atoms.** `silent_rows` counts rows since an atom last fired. `eager_step` lets the longest silent ones
     explain residuals; their thresholds and biases, which no gradient may reach, halve every `dead_after` further rows,
@@ -47,7 +47,7 @@ class Control(nn.Module):
     mean_l0: Tensor
     residual: Tensor
     near: Tensor
-    error_map: Tensor | None
+    error_map: Tensor
 
     def __init__(self, sae: ThresholdSAE, objective: Objective, rows: int) -> None:
         super().__init__()
@@ -116,20 +116,19 @@ class Control(nn.Module):
     def project_gradients_(self, sae: ThresholdSAE) -> None:
         """Charge thresholds the price of an active atom, and keep decoder gradients on the sphere.
 
-        Moving threshold i by a fraction ``s`` of itself loses ``s · near_i / bandwidth`` active atoms per row. The price
-        is the reconstruction gained per active atom when all thresholds move by the same fraction.
+        Raising threshold i by a fraction ``s`` of itself loses ``s · near_i / bandwidth`` active atoms per row. The
+        price is the reconstruction lost per active atom when all thresholds rise by the same fraction.
         """
         sae.project_gradients_()
         if sae.threshold.grad is not None:
-            gained = (sae.threshold.grad * sae.threshold).sum()
-            lost = self.near.float() / self.objective.bandwidth
-            price = gained / lost.sum().clamp_min(torch.finfo(torch.float32).tiny)
-            density = torch.where(sae.threshold > 0, lost / sae.threshold, 0)
-            sae.threshold.grad.sub_(price * density)
+            worse = (sae.threshold.grad * sae.threshold).sum()
+            fewer = self.near.float() / self.objective.bandwidth
+            price = worse / fewer.sum().clamp_min(torch.finfo(torch.float32).tiny)
+            sae.threshold.grad.sub_(price * torch.where(sae.threshold > 0, fewer / sae.threshold, 0))
 
     @torch.no_grad()
     def after_step_(self, sae: ThresholdSAE) -> None:
-        """Scale the thresholds towards the target L0, let silent atoms fade back in, and bring decoder rows to unit length."""
+        """Scale thresholds towards the target L0, let silent atoms fade in, bring decoder rows to unit length."""
         sae.normalise_()
         excess = torch.log(self.mean_l0 / self.target())
         factor = (self.objective.gain * excess).clamp(-0.1, 0.1).exp()

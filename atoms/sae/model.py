@@ -31,8 +31,8 @@ class ThresholdSAE(nn.Module):
 
     with unit decoder rows, one threshold θ ≥ 0 per atom in float32, and an encoder that is
 
-    - ``tied``: ``enc = dec``, which in activation space is ``S^p d``, the encoder of the paper's identifiability theorem
-      at p = 1;
+    - ``tied``: ``enc = dec``, which in activation space is ``S^p d``, the encoder of the paper's identifiability
+      theorem at p = 1;
     - ``aligned``: ``enc_i = u_i + (1 - ⟨u_i, dec_i⟩) dec_i``, free except that ``⟨enc_i, dec_i⟩ = 1`` always (aligned
       training, arXiv 2605.18629);
     - ``free``.
@@ -69,7 +69,9 @@ class ThresholdSAE(nn.Module):
     ) -> None:
         super().__init__()
         if geometry.width != width:
-            raise AtomsError(f"width is {width} but the geometry has width {geometry.width}: use the same site for both")
+            raise AtomsError(
+                f"width is {width} but the geometry has width {geometry.width}: use the same site for both"
+            )
         if atoms < 1:
             raise AtomsError(f"atoms is {atoms}: give at least 1, usually 4 times the width")
         if not 0 <= power <= 1:
@@ -145,7 +147,9 @@ class ThresholdSAE(nn.Module):
     def encode_sparse(self, x: Tensor) -> SparseCodes:
         """Codes of activations (N, H) by row, holding only a few thousand dense rows at a time."""
         with torch.no_grad():
-            return SparseCodes.concatenate([SparseCodes.from_dense(self.encode(chunk)) for chunk in x.split(_CHUNK)])
+            return SparseCodes.concatenate(
+                [SparseCodes.from_dense(self.encode(chunk)) for chunk in torch.split(x, _CHUNK)]
+            )
 
     def reconstruct(self, codes: Tensor) -> Tensor:
         """ẑ of codes (B, A), in z, (B, H)."""

@@ -32,7 +32,7 @@ class _Threshold(torch.autograd.Function):
         return pre * (pre >= threshold)
 
     @staticmethod
-    def backward(ctx: FunctionCtx, grad: Tensor) -> tuple[Tensor, Tensor, None]:  # type: ignore[override]
+    def backward(ctx: FunctionCtx, grad: Tensor) -> tuple[Tensor, Tensor, None]:
         pre, threshold = ctx.saved_tensors  # type: ignore[attr-defined]
         bandwidth: float = ctx.bandwidth  # type: ignore[attr-defined]
         # d/dtheta of pre·1[pre >= theta] is -theta·delta(pre - theta); the rectangle has height 1 / (bandwidth·theta)
@@ -51,5 +51,5 @@ def threshold_activation(pre: Tensor, threshold: Tensor, bandwidth: float) -> Te
     Returns:
         Codes, (B, A).
     """
-    code: Tensor = _Threshold.apply(pre, threshold, bandwidth)
+    code: Tensor = _Threshold.apply(pre, threshold, bandwidth)  # type: ignore[no-untyped-call]
     return code

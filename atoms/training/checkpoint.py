@@ -3,7 +3,7 @@
 import hashlib
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import lightning as L
 import torch
@@ -47,7 +47,8 @@ class KeepLast(ModelCheckpoint):
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Save what the final table will speak of."""
-        if self.save_top_k != 0 and self._last_global_step_saved != trainer.global_step:
+        saved = self._last_global_step_saved == trainer.global_step
+        if not saved and self.save_top_k != 0 and not cast(Any, trainer).fast_dev_run:
             candidates = self._monitor_candidates(trainer)
             if self.monitor is None:
                 self._save_none_monitor_checkpoint(trainer, candidates)

@@ -27,7 +27,7 @@ class AtomsMLFlowLogger(MLFlowLogger):
 
     Args:
         experiment_name: One experiment is one question: the same model, site and corpus.
-        run_name: Name shown in the list of runs; MLflow invents one if empty.
+        run_name: Name shown in the list of runs; what is learnt if empty.
         tracking_uri: Where runs are kept; empty means ``$MLFLOW_TRACKING_URI`` or ``sqlite:///mlflow.db``.
         tags: Searchable notes on the run.
         artifact_location: Where a *new* experiment keeps its files; MLflow decides if empty.
@@ -49,26 +49,24 @@ class AtomsMLFlowLogger(MLFlowLogger):
         run_id: str | None = None,
         synchronous: bool = False,
     ) -> None:
+        uri = tracking_uri or os.environ.get("MLFLOW_TRACKING_URI") or DEFAULT_TRACKING_URI
+        if uri.startswith(_SQLITE):
+            uri = f"{_SQLITE}{Path(uri.removeprefix(_SQLITE)).absolute()}"
         super().__init__(
             experiment_name=experiment_name,
             run_name=run_name,
-            tracking_uri=tracking_uri or os.environ.get("MLFLOW_TRACKING_URI") or DEFAULT_TRACKING_URI,
+            tracking_uri=uri,
             tags=tags,
             artifact_location=artifact_location,
             run_id=run_id,
             synchronous=synchronous,
         )
+        self.run_name = run_name
 
     @property
     def tracking_uri(self) -> str:
-        """Where runs are kept."""
-        return str(self._tracking_uri)
-
-    @property
-    def absolute_uri(self) -> str:
         """Where runs are kept, said so that it holds from any working directory."""
-        uri = self.tracking_uri
-        return f"{_SQLITE}{Path(uri.removeprefix(_SQLITE)).absolute()}" if uri.startswith(_SQLITE) else uri
+        return str(self._tracking_uri)
 
     @rank_zero_only
     def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:

@@ -233,7 +233,7 @@ class TSAEModule(L.LightningModule):
             identity=self.data.store.identity_hash,
             data=self.data.order_settings(),
             run_id=logger.run_id if logger else None,
-            tracking_uri=logger.absolute_uri if logger else None,
+            tracking_uri=logger.tracking_uri if logger else None,
         ).to_dict()
 
     # ------------------------------------------------------------------------------------------ judging
