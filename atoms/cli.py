@@ -35,6 +35,8 @@ _QUIET = [
     (".*callbacks used to create the checkpoint need to be provided.*", UserWarning),
     # A resumed fit goes on in the folder of its run.
     ("Checkpoint directory .* exists and is not empty", UserWarning),
+    # Or in another one, where only a monitored best has to be found anew.
+    ("The dirpath has changed from", UserWarning),
     # Lightning 2.6 asks torch for a name that torch 2.13 deprecates, in every transfer of a batch.
     (".*treespec, LeafSpec.*", FutureWarning),
 ]

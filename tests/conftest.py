@@ -23,7 +23,7 @@ from atoms.activations.planted import PlantedSpec, plant
 from atoms.cli import main
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
-torch.set_num_threads(2)
+torch.set_num_threads(1)  # nothing here is large enough for two
 
 WORDS = [f"w{i}" for i in range(200)]
 
@@ -158,7 +158,11 @@ def fitted(tmp_path_factory: pytest.TempPathFactory, empty_database: Path, fit_w
     shutil.copy(empty_database, folder / "mlflow.db")
     words = [*fit_words, "--checkpoint.every_n_train_steps=10", "--checkpoint.save_top_k=-1"]
     out, err = io.StringIO(), io.StringIO()
-    with contextlib.chdir(folder), contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(contextlib.chdir(folder))
+        stack.enter_context(contextlib.redirect_stdout(out))
+        stack.enter_context(contextlib.redirect_stderr(err))
+        stack.enter_context(pytest.MonkeyPatch.context()).delenv("MLFLOW_TRACKING_URI", raising=False)
         main(words)
     client = MlflowClient(f"sqlite:///{folder}/mlflow.db")
     (run,) = client.search_runs([client.get_experiment_by_name("atoms").experiment_id])

@@ -158,7 +158,9 @@ def outliers(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
     for span in spec.spans:
         generator = torch.Generator().manual_seed(span.start)
         rows = {site: torch.randn(span.rows, width, generator=generator) + 5 for site, width in SITES.items()}
-        rows["a"][7] *= 100
+        if span.split == "val":
+            rows = {site: 4 * values for site, values in rows.items()}  # its median is not the one that counts
+        rows["a"][3] *= 100
         rows["b"][[7, 11]] *= 100
         none = np.full(span.rows, -1)
         writer.write_block(span, rows, token_id=none, doc_id=none, position=none)
@@ -192,8 +194,13 @@ def test_a_row_is_left_out_if_any_site_says_so(outliers, split):
     data = open_outliers(outliers)
     mask = data.valid(split)
     np.testing.assert_array_equal(mask, kept(data, split, 10.0))
-    assert (~mask).sum() == 2 * len([span for span in data.store.spec.spans if span.split == split])
+    assert (~mask).sum() == 3 * len([span for span in data.store.spec.spans if span.split == split])
     assert data.num_rows(split) == mask.sum()
+
+
+def test_the_limit_is_a_multiple_of_the_median_of_training_rows(outliers):
+    assert kept(open_outliers(outliers), "val", 2.0).sum() == 0
+    assert open_outliers(outliers, max_norm=2.0).num_rows("val") == 0
 
 
 def test_without_a_limit_every_row_is_used(outliers):

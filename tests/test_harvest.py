@@ -423,15 +423,20 @@ def test_the_probe_of_the_time_changes_nothing(tiny_bert, text_folder, monkeypat
 
 
 def test_the_language_model_is_freed(tiny_bert, text_folder, monkeypatch):
-    models = []
-    original = harvest_module.load_model
+    models, modules = [], []
+    original, prepare = harvest_module.load_model, harvest_module._prepare
 
     def load(resolved: Any) -> Any:
         model = original(resolved)
         models.append(weakref.ref(model))
         return model
 
+    def keep(*args: Any) -> HarvestModule:
+        modules.append(prepare(*args))  # as a trainer or a strategy that lives on may
+        return modules[0]
+
     monkeypatch.setattr(harvest_module, "load_model", load)
+    monkeypatch.setattr(harvest_module, "_prepare", keep)
     spec = make(tiny_bert, text_folder, ["resid.0"])
     harvest(spec, spec.directory(), CPU)
     gc.collect()

@@ -1,5 +1,6 @@
 """``atoms fit``, ``cache``, ``test`` and ``predict``: one LightningCLI."""
 
+import shutil
 import sys
 import time
 from pathlib import Path
@@ -104,13 +105,15 @@ class AtomsCLI(LightningCLI):
             return
         content, self.record = checkpoint.read(ckpt_path)
         stored = content.get("hyper_parameters", {})
-        asked = {key: _plain(self.config[command].model[key]) for key in self.explicit[command].get("model") or {}}
+        explicit = self.explicit[command]
+        named = explicit.model.keys() if "model" in explicit else ()
+        asked = {key: _plain(self.config[command].model[key]) for key in named}
         conflicts = [
             f"model.{key} is {value!r} but {stored[key]!r} in the checkpoint"
             for key, value in asked.items()
             if key in stored and value != _plain(stored[key])
         ]
-        data = self.explicit[command].get("data") or {}
+        data = explicit.get("data") or {}
         if command == "fit":
             conflicts += [
                 f"data.{key} is {data[key]!r} but {value!r} in the checkpoint"
@@ -230,6 +233,8 @@ class AtomsCLI(LightningCLI):
         output = self.config.predict.output
         if Path(output).exists():
             raise AtomsError(f"output is {output}, which exists: choose another name, or delete it")
+        if rank_zero_only.rank == 0:
+            shutil.rmtree(_partial(output), ignore_errors=True)  # what a run that broke off left
 
     def predict(
         self,
@@ -246,7 +251,7 @@ class AtomsCLI(LightningCLI):
             datamodule.predict_split = split
             trainer = AtomsTrainer(
                 **self.place,
-                callbacks=[CodesWriter(Path(output), split, about)],
+                callbacks=[CodesWriter(_partial(output), split, about)],
                 logger=False,
                 enable_checkpointing=False,
                 enable_progress_bar=False,
@@ -254,6 +259,8 @@ class AtomsCLI(LightningCLI):
                 use_distributed_sampler=False,
             )
             trainer.predict(model, datamodule, ckpt_path)
+        if rank_zero_only.rank == 0:
+            _partial(output).rename(output)
         _say(f"codes    {output}: {', '.join(splits or datamodule.store.splits)}")
 
     # ------------------------------------------------------------------------------------------ parts
@@ -369,6 +376,10 @@ def run(words: list[str]) -> None:
         seed_everything_default=0,
         args=words,
     )
+
+
+def _partial(output: str) -> Path:
+    return Path(output).with_name(f"{Path(output).name}.partial")
 
 
 def _plain(value: Any) -> Any:

@@ -86,7 +86,7 @@ class ThresholdSAE(nn.Module):
         self.directions = None if encoder == "tied" else nn.Parameter(decoder.clone())
         self.bias = nn.Parameter(torch.zeros(atoms))
         self.origin = nn.Parameter(torch.zeros(width))
-        self.threshold = nn.Parameter(torch.ones(atoms))  # one standard deviation of a coordinate of z
+        self.threshold = nn.Parameter(torch.full((atoms,), 2.0))  # a random direction reaches it on 1 row in 44
         for name in ("mean", "whitener", "unwhitener"):
             self.register_buffer(name, torch.empty(0), persistent=False)
         self._set_geometry(geometry)
