@@ -27,7 +27,7 @@ def train_batch_topk(
     k: int = 32,
     epochs: int = 5,
     batch: int = 1024,
-    lr: float = 1e-3,
+    lr: float = 6e-3,
     seed: int = 0,
 ) -> dict[str, float | Tensor]:
     """Fit on `train` (N, H), judge on `val` (M, H); both in any float type and any unit.
@@ -76,6 +76,7 @@ def train_batch_topk(
         optimizer.zero_grad()
         loss.backward()
         with torch.no_grad():
+            assert decoder.grad is not None
             decoder.grad -= (decoder.grad * decoder).sum(1, keepdim=True) * decoder
             torch.nn.utils.clip_grad_norm_(parameters, 1.0)
             optimizer.step()
@@ -120,14 +121,14 @@ def main() -> None:
     parser.add_argument("--k", type=int, default=32)
     parser.add_argument("--epochs", type=int, default=5)
     parser.add_argument("--batch", type=int, default=1024)
-    parser.add_argument("--lr", type=float, nargs="+", default=[5e-4, 1e-3, 2e-3])
+    parser.add_argument("--lr", type=float, nargs="+", default=[3e-3, 6e-3, 1e-2])
     parser.add_argument("--seed", type=int, nargs="+", default=[0])
     options = parser.parse_args()
 
     from atoms.activations.store import ActivationStore
 
-    store = ActivationStore(options.store)
-    train, val = (np.asarray(store.read_rows(split, options.site)) for split in ("train", "val"))
+    store = ActivationStore.open(options.store)
+    train, val = (store.read_rows(split, options.site, 0, store.n_rows(split)).numpy() for split in ("train", "val"))
     for lr in options.lr:
         for seed in options.seed:
             result = train_batch_topk(

@@ -42,7 +42,9 @@ def _tokenizer(folder: Path, bert: bool) -> None:
     tokenizer.pre_tokenizer = Whitespace()
     names = {"unk_token": "[UNK]"}
     if bert:
-        tokenizer.post_processor = TemplateProcessing(single="[CLS] $A [SEP]", special_tokens=[("[CLS]", 2), ("[SEP]", 3)])
+        tokenizer.post_processor = TemplateProcessing(
+            single="[CLS] $A [SEP]", special_tokens=[("[CLS]", 2), ("[SEP]", 3)]
+        )
         names |= {"pad_token": "[PAD]", "cls_token": "[CLS]", "sep_token": "[SEP]"}
     PreTrainedTokenizerFast(tokenizer_object=tokenizer, **names).save_pretrained(folder)
 
@@ -146,7 +148,8 @@ def fit_words(planted_store: Path) -> list[str]:
     """The command line of a small fit: 40 atoms, three epochs of 18 steps."""
     settings = {
         "data.store": planted_store, "data.batch_size": 256, "data.pool_mib": 1, "model.expansion": 2.5,
-        "model.target_l0": 2, "trainer.max_epochs": 3, "trainer.accelerator": "cpu", "trainer.log_every_n_steps": 10,
+        "model.target_l0": 2, "model.power": 0.5, "model.error_power": 0.5, "model.encoder": "aligned",
+        "model.lr": 2e-3, "trainer.max_epochs": 3, "trainer.accelerator": "cpu", "trainer.log_every_n_steps": 10,
     }  # fmt: skip
     return ["fit", *(f"--{name}={value}" for name, value in settings.items())]
 

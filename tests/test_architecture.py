@@ -14,7 +14,7 @@ MAY_IMPORT = {
     "metrics": {"geometry"},
     "activations": {"geometry"},
     "training": {"geometry", "sae", "metrics", "activations"},
-    "commands": {"training", "activations"},
+    "commands": {"training", "activations", "sae"},
 }
 FRAMEWORKS = {"lightning", "torchmetrics", "mlflow", "transformers", "zarr", "pytorch_lightning"}
 

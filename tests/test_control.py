@@ -18,7 +18,7 @@ def statistics(rows: float, active: float, energy: float, fired: Tensor, near: T
 def test_statistics_are_sums_over_rows() -> None:
     sae, control = make()
     generator = torch.Generator().manual_seed(0)
-    pre = torch.randn(64, 40, generator=generator) + 0.5
+    pre = torch.randn(64, 40, generator=generator) + 1.5
     codes = pre * (pre >= sae.threshold)
     whole = control.statistics(pre, codes, sae.threshold, torch.tensor(0.25))
     halves = [
@@ -29,7 +29,7 @@ def test_statistics_are_sums_over_rows() -> None:
     assert torch.equal(whole, halves[0] + halves[1])
     assert whole[:3].tolist() == [64, (codes > 0).sum().item(), 16]
     assert torch.equal(whole[3:43], (codes > 0).sum(0).double())
-    assert torch.equal(whole[43:], ((pre - 1).abs() < 0.25).sum(0).double())
+    assert torch.equal(whole[43:], ((pre - 2).abs() < 0.2).sum(0).double())
 
 
 def test_silent_atoms_are_counted_in_rows_and_offered_longest_first() -> None:
@@ -52,17 +52,9 @@ def test_silence_defaults_to_a_share_of_training_up_to_a_limit() -> None:
     assert make(rows=10**9)[1].dead_after == 10_000_000
 
 
-def test_target_falls_evenly_in_its_logarithm() -> None:
-    _, control = make(rows=1000, target_l0=8.0, start_ratio=4.0, anneal=0.5)
-    expected = {0: 32.0, 250: 16.0, 500: 8.0, 1000: 8.0}
-    for rows, target in expected.items():
-        control.rows_seen.fill_(rows)
-        assert control.target().item() == pytest.approx(target)
-
-
 @pytest.mark.parametrize(("l0", "direction"), [(64.0, 1), (16.0, -1), (0.0, -1)])
 def test_thresholds_answer_to_l0(l0: float, direction: int) -> None:
-    sae, control = make(target_l0=32.0, start_ratio=1.0)
+    sae, control = make(target_l0=32.0)
     before = sae.threshold.detach().clone()
     control.update(statistics(100, 100 * l0, 50, torch.ones(40), torch.ones(40)))
     control.after_step_(sae)

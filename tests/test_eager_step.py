@@ -20,16 +20,21 @@ def planted(
     return codes @ truth + 3, truth
 
 
-def make(
-    x: Tensor, atoms: int, rows: int, *, encoder: str = "aligned", **options: object
-) -> tuple[ThresholdSAE, Control]:
+def make(x: Tensor, atoms: int, rows: int, *, encoder: str = "free", **options: object) -> tuple[ThresholdSAE, Control]:
     geometry = AtomicInnerProduct.from_moments(Moments.from_rows(x.double()))
     sae = ThresholdSAE(x.shape[1], atoms, geometry=geometry, encoder=encoder)  # type: ignore[arg-type]
     return sae, Control(sae, Objective(**options), rows=rows)  # type: ignore[arg-type]
 
 
 def train(
-    sae: ThresholdSAE, control: Control, x: Tensor, steps: int, *, batch: int = 256, ranks: int = 1, lr: float = 3e-3
+    sae: ThresholdSAE,
+    control: Control,
+    x: Tensor,
+    steps: int,
+    *,
+    batch: int = 256,
+    ranks: int = 1,
+    lr: float | None = None,
 ) -> list[StepOutput]:
     """The loop of a trainer; several ranks take equal parts of a batch, average gradients and add statistics."""
     optimizer = torch.optim.Adam(parameter_groups(sae, lr))
@@ -53,7 +58,7 @@ def train(
 
 def test_loss_is_the_share_of_variance_left_and_parts_are_detached() -> None:
     x, _ = planted()
-    sae, control = make(x, 40, 10_000)
+    sae, control = make(x, 40, 10_000, error_power=0.5)
     out = eager_step(sae, control, x)
     residual = sae.standardise(x) - sae.reconstruct(sae.encode(x))
     expected = residual.square().sum(1).mean() / 16  # r = p: plain squares in z
@@ -122,7 +127,7 @@ def test_two_ranks_with_half_the_batch_equal_one() -> None:
 
 def test_alignment_holds_throughout_training() -> None:
     x, _ = planted()
-    sae, control = make(x, 48, 256 * 30, target_l0=2.0)
+    sae, control = make(x, 48, 256 * 30, encoder="aligned", target_l0=2.0)
     before = sae.encoder_rows().detach().clone()
     train(sae, control, x, steps=30)
     assert (sae.encoder_rows() - before).norm() > 0.1
@@ -141,7 +146,7 @@ def test_l0_reaches_its_target() -> None:
 @pytest.mark.parametrize("fault", ["threshold", "bias"])
 def test_silent_atoms_come_back(fault: str) -> None:
     x, _ = planted()
-    sae, control = make(x, 64, 128 * 60, target_l0=2.0, start_ratio=1.0, dead_after=500)
+    sae, control = make(x, 64, 128 * 60, target_l0=2.0, dead_after=500)
     with torch.no_grad():
         if fault == "threshold":
             sae.threshold[:20] += 30

@@ -50,17 +50,11 @@ class TestRun:
         def steps(name):
             return [point.step for point in client.get_metric_history(fitted.run.info.run_id, name)]
 
-        for name in ("loss", "error", "revival", "l0", "target_l0"):
+        for name in ("loss", "error", "revival", "l0"):
             assert steps(f"train/{name}") == [256 * 10 * k for k in range(1, 6)]
         for name in ("r2", "r2_aip", "l0", "dead", "singleton"):
             assert steps(f"val/{name}") == [256 * 18 * k for k in range(1, 4)]
         assert steps("final/r2") == [256 * 54]
-
-    def test_target_falls_to_what_was_asked(self, fitted):
-        client = MlflowClient(f"sqlite:///{fitted.folder}/mlflow.db")
-        target = [point.value for point in client.get_metric_history(fitted.run.info.run_id, "train/target_l0")]
-        assert target[0] > 2
-        assert target[1:] == [2, 2, 2, 2]
 
     def test_final_scalars(self, fitted):
         numbers = final(fitted.run)
@@ -70,9 +64,8 @@ class TestRun:
             assert 0 <= numbers[f"final/q_star_{reading}"] <= 1
             assert 0 <= numbers[f"final/q_star_{reading}_null"] <= 1
         assert numbers["final/rows_per_atom"] == 120
-        assert numbers["final/r2"] == fitted.run.data.metrics["val/r2"] or abs(
-            numbers["final/r2"] - fitted.run.data.metrics["val/r2"]
-        ) < 1e-6  # the curve is logged in float32
+        # The curve is logged in float32.
+        assert numbers["final/r2"] == pytest.approx(fitted.run.data.metrics["val/r2"], abs=1e-6)
 
     def test_four_figures(self, fitted):
         folder = Path(fitted.run.info.artifact_uri) / "figures"
@@ -149,7 +142,7 @@ class TestCheckpoint:
         assert [path.name for path in tmp_path.glob("runs/checkpoints/*.ckpt")] == ["step-0000018.ckpt"]
 
     def test_monitored_best_is_kept_beside_the_last(self, fit_words, tmp_path, capsys):
-        best = ["--checkpoint.monitor=val/l0", "--checkpoint.mode=max"]  # the first epoch has most atoms a row
+        best = ["--checkpoint.monitor=val/r2", "--checkpoint.mode=min"]  # so that the first epoch is the best
         main([*fit_words, "--trainer.logger=false", *best])
         names = {path.name for path in tmp_path.glob("runs/checkpoints/*.ckpt")}
         assert names == {"step-0000018.ckpt", "step-0000054.ckpt"}
@@ -203,7 +196,7 @@ class TestResume:
         assert_same_weights(steps[-1], steps[-1].with_stem(steps[-1].stem + "-v1"))
 
     def test_members_are_no_conflict_with_themselves(self, fit_words):
-        words = [*fit_words, "--trainer.logger=false", '--model.members={a: {}, b: {expansion: 1, target_l0: 3}}']
+        words = [*fit_words, "--trainer.logger=false", "--model.members={a: {}, b: {expansion: 1, target_l0: 3}}"]
         main([*words, "--checkpoint.every_n_train_steps=30", "--checkpoint.save_top_k=-1"])
         main([*words, "--ckpt_path=runs/checkpoints/step-0000030.ckpt"])
         assert_same_weights("runs/checkpoints/step-0000054.ckpt", "runs/checkpoints/step-0000054-v1.ckpt")
@@ -227,8 +220,8 @@ class TestLearning:
     def test_finds_the_planted_atoms(self, database):
         main([
             "fit", *self.PLANTED, "--data.planted.rows=20000", "--data.batch_size=256", "--model.expansion=2",
-            "--model.power=0", "--model.error_power=0", "--model.target_l0=2", "--model.lr=5e-3", "--trainer.max_epochs=6",
-            "--trainer.accelerator=cpu",
+            "--model.power=0", "--model.error_power=0", "--model.target_l0=2", "--model.lr=5e-3",
+            "--trainer.max_epochs=6", "--trainer.accelerator=cpu",
         ])  # fmt: skip
         (run,) = runs(database)
         assert run.data.metrics["final/planted_recovered"] >= 0.9
@@ -240,7 +233,7 @@ class TestLearning:
         main([
             "fit", "--data.planted.width=16", "--data.planted.atoms=64", "--data.planted.active=12", "--data.lanes=1",
             "--data.planted.noise=0.5", "--data.planted.rows=125", "--data.batch_size=100", "--model.expansion=16",
-            "--model.target_l0=4", "--model.power=0", "--model.error_power=0", "--model.lr=1e-2",
+            "--model.target_l0=4", "--model.power=0", "--model.error_power=0", "--model.lr=3e-2",
             "--trainer.max_epochs=400", "--trainer.check_val_every_n_epoch=400", "--trainer.accelerator=cpu",
         ])  # fmt: skip
         (run,) = runs(database)
@@ -253,7 +246,14 @@ class TestLearning:
 def test_activations_in_another_unit_train_to_the_same_bits(database, tmp_path):
     """A unit is a factor; one that is a power of two changes no mantissa, so nothing at all may change."""
     for name, unit in (("one", 1.0), ("other", 32.0)):
-        planted = {"low": 0.5 * unit, "high": 1.5 * unit, "noise": 0.25 * unit, "offset": unit, "width": 16, "rows": 3000}
+        planted = {
+            "low": 0.5 * unit,
+            "high": 1.5 * unit,
+            "noise": 0.25 * unit,
+            "offset": unit,
+            "width": 16,
+            "rows": 3000,
+        }
         main([
             "fit", *(f"--data.planted.{key}={value}" for key, value in planted.items()), "--data.batch_size=128",
             "--model.expansion=3", "--model.target_l0=3", "--trainer.max_epochs=2", "--trainer.accelerator=cpu",

@@ -11,8 +11,6 @@ from atoms.sae import Objective, ThresholdSAE, learning_rate_factor, parameter_g
     [
         ("target_l0", 0.0),
         ("error_power", 1.5),
-        ("start_ratio", 0.5),
-        ("anneal", -0.1),
         ("bandwidth", 0.0),
         ("gain", 2.0),
         ("revival", -1.0),
@@ -27,6 +25,7 @@ def test_settings_out_of_range_are_named(name: str, value: float) -> None:
 @pytest.mark.parametrize("encoder", ["tied", "aligned"])
 def test_groups_hold_every_parameter_once(encoder: str) -> None:
     sae = ThresholdSAE(4, 8, geometry=AtomicInnerProduct.from_atoms(torch.eye(4)), encoder=encoder)  # type: ignore[arg-type]
+    assert [group["lr"] for group in parameter_groups(sae)] == pytest.approx([0.06, 0.006])
     weights, thresholds = parameter_groups(sae, 1e-3, 5e-4)
     assert (weights["lr"], thresholds["lr"]) == (1e-3, 5e-4)
     assert [p is sae.threshold for p in thresholds["params"]] == [True]

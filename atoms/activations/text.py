@@ -83,7 +83,7 @@ class StdlibDocstrings(Corpus):
     """
 
     def __init__(self, min_chars: int = 100, limit: int | None = None) -> None:
-        _check_limit(limit)
+        check_limit(limit)
         self.min_chars = min_chars
         self.limit = limit
 
@@ -97,7 +97,7 @@ class StdlibDocstrings(Corpus):
     def _documents(self) -> list[Document]:
         """All documents; parsing takes seconds and is done once."""
         found = (document for document in _library_docstrings() if len(document.text) >= self.min_chars)
-        return list(_at_most(self.limit, found, f"data.harvest.corpus.min_chars={self.min_chars} leaves no docstring"))
+        return list(at_most(self.limit, found, f"data.harvest.corpus.min_chars={self.min_chars} leaves no docstring"))
 
 
 class TextFiles(Corpus):
@@ -111,13 +111,13 @@ class TextFiles(Corpus):
     """
 
     def __init__(self, paths: list[str], separator: str | None = None, limit: int | None = None) -> None:
-        _check_limit(limit)
+        check_limit(limit)
         self.paths = paths
         self.separator = separator
         self.limit = limit
 
     def documents(self) -> Iterator[Document]:  # noqa: D102  # inherited
-        return _at_most(self.limit, self._documents(), f"data.harvest.corpus.paths {self.paths} hold no text")
+        return at_most(self.limit, self._documents(), f"data.harvest.corpus.paths {self.paths} hold no text")
 
     def settings(self) -> dict[str, Any]:  # noqa: D102
         return {"separator": self.separator, "limit": self.limit}
@@ -217,14 +217,15 @@ def _definitions(
             yield from _definitions(child, name)
 
 
-def _check_limit(limit: int | None) -> None:
+def check_limit(limit: int | None) -> None:
+    """Refuse a limit that leaves nothing."""
     if limit is not None and limit < 1:
         raise AtomsError(
             f"data.harvest.corpus.limit must be at least 1, got {limit}; leave it out to keep every document"
         )
 
 
-def _at_most(limit: int | None, documents: Iterable[Document], complaint: str) -> Iterator[Document]:
+def at_most(limit: int | None, documents: Iterable[Document], complaint: str) -> Iterator[Document]:
     """The first ``limit`` documents; no document at all is the user's mistake."""
     count = 0
     for document in islice(documents, limit):

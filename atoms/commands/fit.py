@@ -4,31 +4,30 @@ import shutil
 import sys
 import time
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import lightning as L
 from jsonargparse import Namespace
+from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.utilities import rank_zero_only
-from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from mlflow.exceptions import MlflowException
 
 from atoms.activations.datamodule import ActivationDataModule
-from atoms.commands.parser import AtomsArgumentParser, quiet
+from atoms.activations.harvest_spec import PLACE
+from atoms.commands.parser import AtomsArgumentParser, is_first_rank, quiet
 from atoms.errors import AtomsError
-from atoms.progress import duration, size
 from atoms.memory import keep_freed_memory
 from atoms.precision import use_fast_float32
+from atoms.progress import duration, size
+from atoms.sae import default_lr
 from atoms.training import checkpoint
 from atoms.training.codes_writer import CodesWriter
-from atoms.training.evaluation import final_scalars, judge, log_child, log_final, show, silent_trainer, summaries_of
+from atoms.training.evaluation import judge, log_child, log_final, show, silent_trainer, summaries_of
 from atoms.training.mlflow_logger import AtomsMLFlowLogger
 from atoms.training.module import TSAEModule
 from atoms.training.progress_bar import FitProgress
 from atoms.training.summary import Summary
-
-PLACE = ("accelerator", "devices", "num_nodes", "strategy")
-"""Trainer settings that say where to run; harvest and judging share them with the fit."""
 
 
 class AtomsTrainer(L.Trainer):
@@ -48,6 +47,8 @@ class AtomsTrainer(L.Trainer):
         """Write the sparse codes of every row to a Zarr group.
 
         Args:
+            model: Built from the checkpoint's settings.
+            datamodule: The rows.
             ckpt_path: Checkpoint whose atoms encode the rows.
             output: Zarr group to write; it must not exist.
             splits: Splits to encode; all if left out.
@@ -93,8 +94,9 @@ class AtomsCLI(LightningCLI):
 
     def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:
         """Parse; keep what was said explicitly apart from defaults."""
-        self.config = parser.parse_args(args)
-        self.explicit = parser.parse_args(args, defaults=False)
+        words = cast("list[str]", args)
+        self.config = parser.parse_args(words)
+        self.explicit = parser.parse_args(words, defaults=False)
 
     def _parse_ckpt_path(self) -> None:
         # Lightning would put the checkpoint's settings over whatever was asked for, without a word.
@@ -121,7 +123,9 @@ class AtomsCLI(LightningCLI):
                 if key in data and data[key] != value
             ]
         if conflicts:
-            raise AtomsError(f"ckpt_path {ckpt_path}: {'; '.join(conflicts)}: leave them out, or train without ckpt_path")
+            raise AtomsError(
+                f"ckpt_path {ckpt_path}: {'; '.join(conflicts)}: leave them out, or train without ckpt_path"
+            )
         super()._parse_ckpt_path()
         for key, value in self.record.data.items():
             if key not in data:
@@ -130,7 +134,7 @@ class AtomsCLI(LightningCLI):
     def before_instantiate_classes(self) -> None:
         """Only the first rank of a fit needs a logger, and MLflow's makes a database as soon as it is built."""
         trainer = self.config[self.subcommand].trainer
-        if self.subcommand != "fit" or trainer.fast_dev_run or rank_zero_only.rank != 0:
+        if self.subcommand != "fit" or trainer.fast_dev_run or not is_first_rank():
             trainer.logger = False
 
     def instantiate_classes(self) -> None:
@@ -168,23 +172,25 @@ class AtomsCLI(LightningCLI):
         data = self.datamodule
         if self.record and self.record.identity != data.store.identity_hash:
             raise AtomsError(
-                f"data.store is {data.path}, but the checkpoint learnt from {self.record.store}, whose rows are others: "
+                f"data.store is {data.path}, but the checkpoint learnt from other rows, those of {self.record.store}: "
                 "set data.store to that, or train without ckpt_path"
             )
-        if self.mlflow and not self.trainer.fast_dev_run:
+        if self.mlflow and not cast("Any", self.trainer).fast_dev_run:
             self._take_up_run(self.mlflow)
         atoms = sum(config.num_atoms(data.width[config.site]) for config in self.model.configs.values())
         weights = sum(
-            2 * config.num_atoms(data.width[config.site]) * data.width[config.site] for config in self.model.configs.values()
+            2 * config.num_atoms(data.width[config.site]) * data.width[config.site]
+            for config in self.model.configs.values()
         )
         dense = 5 * 4 * data.batch_size * atoms
         stored = data.num_rows("train") * sum(data.store.spec.row_bytes)
         _say(f"fit      {atoms:,} atoms on {data.num_rows('train'):,} rows of {data.path}")
-        _say(f"memory   {size(16 * weights + dense + min(data.pool_mib * 2**20, 2 * stored))} for weights, Adam, one batch and the pools")
+        pools = min(data.pool_mib * 2**20, 2 * stored)
+        _say(f"memory   {size(16 * weights + dense + pools)} for weights, Adam, one batch and the pools")
 
     def after_fit(self) -> None:
         """Judge the last weights on held-out rows; table, figures, and where to look."""
-        if self.trainer.fast_dev_run or not self.trainer.state.finished:
+        if cast("Any", self.trainer).fast_dev_run or not self.trainer.state.finished:
             return
         logger = self.mlflow
         try:
@@ -197,7 +203,7 @@ class AtomsCLI(LightningCLI):
             log_final(logger, summaries, "final")
             logger.finalize("success")  # waits until everything is written
         self._report(summaries, "held-out")
-        if rank_zero_only.rank == 0:
+        if is_first_rank():
             print(f"checkpoint  {self._last_checkpoint()}")
             for name, folder in self._save_artefacts(summaries).items():
                 print(f"atoms       {folder}" if len(summaries) == 1 else f"atoms       {name}: {folder}")
@@ -208,7 +214,7 @@ class AtomsCLI(LightningCLI):
     def cache(self, model: TSAEModule, datamodule: ActivationDataModule) -> None:
         """Make the store, or say that it is there."""
         self._ensure_store()
-        if rank_zero_only.rank == 0:
+        if is_first_rank():
             store = datamodule.store
             rows = ", ".join(f"{split} {store.n_rows(split):,}" for split in store.splits)
             print(f"store    {store.path}: {', '.join(store.sites)}; rows {rows}; {size(store.spec.disk_bytes)}")
@@ -219,12 +225,13 @@ class AtomsCLI(LightningCLI):
 
     def test(self, model: TSAEModule, datamodule: ActivationDataModule, ckpt_path: str | None = None) -> None:
         """Score the test split."""
-        assert ckpt_path is not None and self.record is not None
+        assert ckpt_path is not None
+        assert self.record is not None
         trainer = silent_trainer(self.place)
         trainer.test(model, datamodule=datamodule, ckpt_path=ckpt_path, verbose=False, weights_only=True)
         summaries = summaries_of(model, datamodule, "test")
         self._report(summaries, "test")
-        if rank_zero_only.rank == 0:
+        if is_first_rank():
             log_child(self.record, ckpt_path, summaries, "test")
 
     def before_predict(self) -> None:
@@ -233,7 +240,7 @@ class AtomsCLI(LightningCLI):
         output = self.config.predict.output
         if Path(output).exists():
             raise AtomsError(f"output is {output}, which exists: choose another name, or delete it")
-        if rank_zero_only.rank == 0:
+        if is_first_rank():
             shutil.rmtree(_partial(output), ignore_errors=True)  # what a run that broke off left
 
     def predict(
@@ -259,7 +266,7 @@ class AtomsCLI(LightningCLI):
                 use_distributed_sampler=False,
             )
             trainer.predict(model, datamodule, ckpt_path)
-        if rank_zero_only.rank == 0:
+        if is_first_rank():
             _partial(output).rename(output)
         _say(f"codes    {output}: {', '.join(splits or datamodule.store.splits)}")
 
@@ -300,7 +307,7 @@ class AtomsCLI(LightningCLI):
         return saved
 
     def _report(self, summaries: list[Summary], rows_name: str) -> None:
-        if rank_zero_only.rank == 0:
+        if is_first_rank():
             show(summaries, rows_name)
 
     def _take_up_run(self, logger: AtomsMLFlowLogger) -> None:
@@ -310,7 +317,9 @@ class AtomsCLI(LightningCLI):
                 logger.reattach(self.record.run_id)
                 return
             except MlflowException:
-                _say(f"note     run {self.record.run_id} is not in {logger.tracking_uri}; this fit gets a run of its own")
+                _say(
+                    f"note     run {self.record.run_id} is not in {logger.tracking_uri}; this fit gets a run of its own"
+                )
         self._describe_run(logger)
 
     def _describe_run(self, logger: AtomsMLFlowLogger) -> None:
@@ -325,7 +334,7 @@ class AtomsCLI(LightningCLI):
             "power": first.power,
             "error_power": first.error_power,
             "target_l0": first.target_l0,
-            "lr": first.lr,
+            "lr": first.lr if first.lr is not None else default_lr(data.width[first.site]),
             "batch_size": data.batch_size,
             "epochs": self.trainer.max_epochs or 0,
             "train_rows": data.num_rows("train"),
@@ -342,7 +351,7 @@ class AtomsCLI(LightningCLI):
         if logger.run_name is None:
             # MLflow would draw a name from the seeded generator: the same for every run.
             tags["mlflow.runName"] = f"{tags['site']} {' '.join(counts)} atoms"
-        if rank_zero_only.rank == 0:
+        if is_first_rank():
             for key, value in tags.items():
                 logger.experiment.set_tag(logger.run_id, key, value)
 

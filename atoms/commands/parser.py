@@ -6,10 +6,13 @@ import re
 from typing import NoReturn
 
 from lightning.pytorch.cli import LightningArgumentParser
+from lightning.pytorch.utilities import rank_zero_only
 
 from atoms.errors import AtomsError
 
-_UNKNOWN = re.compile(r"does not accept option '([\w.]+)'|Option '([\w.]+)' is not accepted|unrecognized arguments: (.+)")
+_UNKNOWN = re.compile(
+    r"does not accept option '([\w.]+)'|Option '([\w.]+)' is not accepted|unrecognized arguments: (.+)"
+)
 _KEY = re.compile(r'Parser key "([\w.]+)":\s*')
 _ALTERNATIVES = re.compile(r"Errors:(.*)Given value type:.*?Given value: (.*)", re.DOTALL)
 _NULL = "<class 'NoneType'>"
@@ -60,6 +63,11 @@ def _one_line(text: str) -> str:
     said = re.sub(r"typing\.Literal\[(.*?)\]", r"one of \1", said)
     said = re.sub(r"Expected an? (.*?)\. Got value: ", r"expected \1, got ", said).replace(" or Expected a ", " or ")
     return " ".join(f"{f'{key[1]}: ' if key else ''}{said}".split())
+
+
+def is_first_rank() -> bool:
+    """Whether this process is the one that speaks and writes."""
+    return bool(getattr(rank_zero_only, "rank", 0) == 0)
 
 
 def quiet() -> None:

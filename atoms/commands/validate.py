@@ -4,12 +4,11 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from jsonargparse import ActionConfigFile
-from lightning.pytorch.utilities import rank_zero_only
+from jsonargparse import ActionConfigFile  # type: ignore[attr-defined]
 
 from atoms.activations.datamodule import ActivationDataModule
 from atoms.activations.spec import stored_spec
-from atoms.commands.parser import AtomsArgumentParser, quiet
+from atoms.commands.parser import AtomsArgumentParser, is_first_rank, quiet
 from atoms.errors import AtomsError
 from atoms.precision import use_fast_float32
 from atoms.training import checkpoint
@@ -27,7 +26,10 @@ def run(words: list[str]) -> None:
     parser.add_argument("-c", "--config", action=ActionConfigFile, help="A YAML file with the settings below.")
     parser.add_argument("--ckpt_path", type=str, required=True, help="The checkpoint that `atoms fit` named.")
     parser.add_argument(
-        "--data.store", type=str | None, default=None, help="Another store to judge on; the checkpoint's own if left out."
+        "--data.store",
+        type=str | None,
+        default=None,
+        help="Another store to judge on; the checkpoint's own if left out.",
     )
     parser.add_argument("--trainer.accelerator", type=str, default="auto", help="As Lightning's Trainer.")
     parser.add_argument("--trainer.devices", type=int | str | list[int], default="auto", help="As Lightning's Trainer.")
@@ -64,11 +66,11 @@ def validate(ckpt_path: str, store: str | None, place: dict[str, Any]) -> None:
                 f"data.store is {path}, whose {config.site} has width {data.width[config.site]}, not the {stored} the "
                 "checkpoint learnt: name a store of the same model"
             )
-    if found is not None and found.identity_hash != record.identity and rank_zero_only.rank == 0:
+    if found is not None and found.identity_hash != record.identity and is_first_rank():
         print(f"note     {path} is not the store this checkpoint learnt from", file=sys.stderr)
     use_fast_float32()
     summaries = judge(silent_trainer(place), module, data, ckpt_path)
-    if rank_zero_only.rank == 0:
+    if is_first_rank():
         show(summaries, "held-out")
         child = log_child(record, ckpt_path, summaries, "val")
         if child:

@@ -3,7 +3,7 @@
 from atoms.sae.artefact import FoldedSAE
 from atoms.sae.control import Control
 from atoms.sae.model import ThresholdSAE
-from atoms.sae.objective import Objective, learning_rate_factor, parameter_groups
+from atoms.sae.objective import Objective, default_lr, learning_rate_factor, parameter_groups
 from atoms.sae.sparse_codes import SparseCodes
 from atoms.sae.step import StepOutput, eager_step
 
@@ -14,6 +14,7 @@ __all__ = [
     "SparseCodes",
     "StepOutput",
     "ThresholdSAE",
+    "default_lr",
     "eager_step",
     "learning_rate_factor",
     "parameter_groups",

@@ -27,9 +27,9 @@ class Control(nn.Module):
         control.after_step_(sae)
 
     **L0.** All thresholds are multiplied by ``(L0 / target)^gain`` after each step: an integral controller in the
-    logarithm, indifferent to scale. The target falls from ``start_ratio · target_l0`` to ``target_l0``. What is left
-    for the gradient is how thresholds differ: before the step their gradient is charged the price of an active atom,
-    the one at which it would neither raise nor lower all thresholds together. No sparsity weight needs choosing.
+    logarithm, indifferent to scale. What is left for the gradient is how thresholds differ: before the step their
+    gradient is charged the price of an active atom, the one at which it would neither raise nor lower all thresholds
+    together. No sparsity weight needs choosing.
 
     **Silent atoms.** `silent_rows` counts rows since an atom last fired. `eager_step` lets the longest silent ones
     explain residuals; their thresholds and biases, which no gradient may reach, halve every `dead_after` further rows,
@@ -51,7 +51,7 @@ class Control(nn.Module):
 
     def __init__(self, sae: ThresholdSAE, objective: Objective, rows: int) -> None:
         super().__init__()
-        self.objective, self.rows = objective, rows
+        self.objective = objective
         self.dead_after = objective.dead_after or max(1, min(10_000_000, rows // 20))
         self.num_spare = min(sae.num_atoms, max(32, sae.num_atoms // 16))
         device = sae.decoder.device
@@ -95,12 +95,6 @@ class Control(nn.Module):
 
     # ------------------------------------------------------------------------------------------ around the optimizer
 
-    def target(self) -> Tensor:
-        """The mean L0 aimed at now, 0-dim float64."""
-        span = max(1.0, self.objective.anneal * self.rows)
-        left = (1 - self.rows_seen.double() / span).clamp_min(0)
-        return self.objective.target_l0 * self.objective.start_ratio**left
-
     def update(self, stats: Tensor) -> None:
         """Take a step's statistics, summed over ranks."""
         rows, active, energy = stats[:3]
@@ -130,7 +124,7 @@ class Control(nn.Module):
     def after_step_(self, sae: ThresholdSAE) -> None:
         """Scale thresholds towards the target L0, let silent atoms fade in, bring decoder rows to unit length."""
         sae.normalise_()
-        excess = torch.log(self.mean_l0 / self.target())
+        excess = torch.log(self.mean_l0 / self.objective.target_l0)
         factor = (self.objective.gain * excess).clamp(-0.1, 0.1).exp()
         fading = torch.where(self.silent_rows >= self.dead_after, 0.5 ** (self.step_rows / self.dead_after), 1)
         sae.threshold.mul_((factor * fading).float())

@@ -64,7 +64,7 @@ class ThresholdSAE(nn.Module):
         *,
         geometry: AtomicInnerProduct,
         power: float = 0.5,
-        encoder: Encoder = "aligned",
+        encoder: Encoder = "free",
         seed: int = 0,
     ) -> None:
         super().__init__()

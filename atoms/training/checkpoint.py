@@ -1,4 +1,4 @@
-"""Checkpoints: the last weights always have one, and each says enough of its run to be judged and resumed without it."""
+"""Checkpoints: the last weights always have one, and each says enough of its run to be judged and resumed alone."""
 
 import hashlib
 from dataclasses import asdict, dataclass
@@ -48,7 +48,7 @@ class KeepLast(ModelCheckpoint):
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Save what the final table will speak of."""
         saved = self._last_global_step_saved == trainer.global_step
-        if not saved and self.save_top_k != 0 and not cast(Any, trainer).fast_dev_run:
+        if not saved and self.save_top_k != 0 and not cast("Any", trainer).fast_dev_run:
             candidates = self._monitor_candidates(trainer)
             if self.monitor is None:
                 self._save_none_monitor_checkpoint(trainer, candidates)

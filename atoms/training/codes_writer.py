@@ -53,7 +53,7 @@ class CodesWriter(L.Callback):
         trainer.strategy.barrier("codes written")
         if trainer.is_global_zero:
             for name, config in module.configs.items():
-                group = zarr.open_group(self.output / self.split / name, mode="a")
+                group = zarr.open_group(self.output, mode="a").require_group(self.split).require_group(name)
                 sae = module.member(name).sae
                 group.attrs.update({**self.about, "site": config.site, "atoms": sae.num_atoms, "complete": True})
 

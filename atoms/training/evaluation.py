@@ -96,9 +96,7 @@ def log_final(logger: AtomsMLFlowLogger, summaries: list[Summary], prefix: str) 
             logger.log_figure(figure, name if len(summaries) == 1 else f"{summary.name}/{name}")
 
 
-def log_child(
-    record: checkpoint.Record, ckpt_path: str | Path, summaries: list[Summary], stage: str
-) -> str | None:
+def log_child(record: checkpoint.Record, ckpt_path: str | Path, summaries: list[Summary], stage: str) -> str | None:
     """Log a judgement of a checkpoint as a child of the run that made it, and copy its numbers to that run.
 
     Args:

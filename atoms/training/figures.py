@@ -32,7 +32,7 @@ def pre_activations(edges: NDArray[np.float64], counts: NDArray[np.int64], thres
     figure, axes = _canvas("Pre-activations on held-out rows, and the thresholds", "pre-activation", "count")
     axes.stairs(np.maximum(counts, 0.5), edges, fill=True, color=QUIET, label="pre-activations, all atoms")
     low, middle, high = np.quantile(thresholds.double().numpy(), [0.05, 0.5, 0.95])
-    axes.axvspan(low, high, color=ACCENT, alpha=0.25, label="θ: 5–95 % of atoms")
+    axes.axvspan(low, high, color=ACCENT, alpha=0.25, label="θ: 5 to 95 % of atoms")
     axes.axvline(middle, color=ACCENT, label=f"θ: median {middle:.2f}")
     axes.set_yscale("log")
     axes.legend(frameon=False)
@@ -70,12 +70,18 @@ def coherence(euclid: Coherence, aip: Coherence, width: int) -> Figure:
     bins = 400
     for statistics, colour, name in ((euclid, ALERT, "Euclid"), (aip, ACCENT, "atomic inner product")):
         fine = statistics.histogram.numpy()
-        coarse = fine.reshape(bins, -1).sum(1) if len(fine) % bins == 0 else np.histogram(
-            (np.arange(len(fine)) + 0.5) / len(fine), bins=bins, range=(0, 1), weights=fine
-        )[0]
+        coarse = (
+            fine.reshape(bins, -1).sum(1)
+            if len(fine) % bins == 0
+            else np.histogram((np.arange(len(fine)) + 0.5) / len(fine), bins=bins, range=(0, 1), weights=fine)[0]
+        )
         density = coarse / max(coarse.sum(), 1) * bins
-        axes.stairs(np.where(density > 0, density, np.nan), np.linspace(0, 1, bins + 1), color=colour,
-                    label=f"{name}: max {statistics.maximum:.2f}")
+        axes.stairs(
+            np.where(density > 0, density, np.nan),
+            np.linspace(0, 1, bins + 1),
+            color=colour,
+            label=f"{name}: max {statistics.maximum:.2f}",
+        )
     grid = np.linspace(1e-3, 1 - 1e-3, 500)
     axes.plot(grid, random_cosine_density(grid, width), color=QUIET, linestyle="--", label="random directions")
     axes.set_yscale("log")

@@ -50,7 +50,7 @@ class MemberConfig:
     error_power: float
     encoder: Encoder
     target_l0: float
-    lr: float
+    lr: float | None
     clip: float
     seed: int
 
@@ -106,7 +106,9 @@ def member_configs(
         merged = {**base, **{key: value for key, value in own.items() if value is not None}}
         if merged["site"] is None:
             if len(sites) > 1:
-                raise AtomsError(f"model.site is not set and the store holds {len(sites)}: name one of {', '.join(sites)}")
+                raise AtomsError(
+                    f"model.site is not set and the store holds {len(sites)}: name one of {', '.join(sites)}"
+                )
             merged["site"] = sites[0]
         if merged["site"] not in sites:
             raise AtomsError(f"model.site is {merged['site']!r}, which the store does not hold: use {', '.join(sites)}")

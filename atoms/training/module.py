@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from atoms.activations.datamodule import ActivationDataModule
-from atoms.activations.stream import OrderedBatch
+from atoms.activations.stream import OrderedBatch, TrainStream
 from atoms.errors import AtomsError
 from atoms.sae import SparseCodes, eager_step, learning_rate_factor, parameter_groups
 from atoms.sae.model import Encoder
@@ -33,7 +33,7 @@ class TSAEModule(L.LightningModule):
         error_power: r, the metric of the reconstruction error: 0 Euclidean, 1 the atomic inner product.
         encoder: ``tied``, ``aligned`` (each encoder row has product one with its decoder row) or ``free``.
         target_l0: Mean number of active atoms per row at the end of training.
-        lr: Learning rate of Adam, for rows standardised to unit mean square per coordinate.
+        lr: Learning rate of Adam, for rows standardised to unit mean square per coordinate; null for 0.12 / sqrt(H).
         clip: Largest norm of a member's gradient.
         seed: Seed of the initial directions.
         members: Several dictionaries in one pass: by name, the settings in which each differs from the above.
@@ -47,10 +47,10 @@ class TSAEModule(L.LightningModule):
         site: str | None = None,
         expansion: float = 4.0,
         power: float = 0.5,
-        error_power: float = 0.5,
-        encoder: Encoder = "aligned",
+        error_power: float = 0.25,
+        encoder: Encoder = "free",
         target_l0: float = 32.0,
-        lr: float = 2e-3,
+        lr: float | None = None,
         clip: float = 1.0,
         seed: int = 0,
         members: dict[str, MemberOverrides] | None = None,
@@ -77,7 +77,7 @@ class TSAEModule(L.LightningModule):
     @property
     def data(self) -> ActivationDataModule:
         """The datamodule of the running trainer."""
-        return cast(ActivationDataModule, cast(Any, self.trainer).datamodule)
+        return cast("ActivationDataModule", cast("Any", self.trainer).datamodule)
 
     @property
     def total_steps(self) -> int:
@@ -122,20 +122,18 @@ class TSAEModule(L.LightningModule):
         for name, config in self.configs.items():
             self.members[name] = Member(config, self.data.geometry(config.site), rows)
         for stage in STAGES:
-            self.scores[stage] = nn.ModuleDict(
-                {name: MemberScores(self.member(name).sae) for name in self.configs}
-            )
+            self.scores[stage] = nn.ModuleDict({name: MemberScores(self.member(name).sae) for name in self.configs})
         # Identical on every rank by construction (reduced once a step), so DDP need not broadcast them.
         buffers = [name for name, _ in self.named_buffers()]
-        cast(Any, self)._ddp_params_and_buffers_to_ignore = buffers
+        cast("Any", self)._ddp_params_and_buffers_to_ignore = buffers
 
     def member(self, name: str) -> Member:
         """A member by name."""
-        return cast(Member, self.members[name])
+        return cast("Member", self.members[name])
 
     def score(self, stage: str, name: str) -> MemberScores:
         """Running scores of a member on one kind of rows."""
-        return cast(MemberScores, cast(nn.ModuleDict, self.scores[stage])[name])
+        return cast("MemberScores", cast("nn.ModuleDict", self.scores[stage])[name])
 
     def label(self, stage: str, name: str) -> str:
         """Prefix of a member's metrics: the stage alone where there is one member."""
@@ -146,7 +144,9 @@ class TSAEModule(L.LightningModule):
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
         """One Adam with each member's groups; a warm-up, a plateau and a linear fall over the whole fit."""
         groups = [
-            group for name, config in self.configs.items() for group in parameter_groups(self.member(name).sae, config.lr)
+            group
+            for name, config in self.configs.items()
+            for group in parameter_groups(self.member(name).sae, config.lr)
         ]
         for group in groups:
             group.pop("name")
@@ -168,7 +168,7 @@ class TSAEModule(L.LightningModule):
 
         Lightning does not call this on resuming amid an epoch, where the stream's saved position holds.
         """
-        self.trainer.train_dataloader.seek(self.current_epoch, 0)
+        cast("TrainStream", self.trainer.train_dataloader).seek(self.current_epoch, 0)
 
     def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
         """Sum of the members' losses; statistics wait for the optimizer step."""
@@ -190,7 +190,7 @@ class TSAEModule(L.LightningModule):
             torch.distributed.all_reduce(flat)
         sizes = [len(stats) for stats in self._stats]
         self._stats = None
-        for name, stats in zip(self.configs, flat.split(sizes), strict=True):
+        for name, stats in zip(self.configs, torch.split(flat, sizes), strict=True):
             member = self.member(name)
             control = member.control
             control.update(stats[2:])
@@ -201,7 +201,6 @@ class TSAEModule(L.LightningModule):
                 "error": control.residual,
                 "revival": revival,
                 "l0": control.mean_l0,
-                "target_l0": control.target(),
             }
             self.log_dict({f"{self.label('train', name)}/{key}": value.float() for key, value in curves.items()})
 
@@ -266,7 +265,7 @@ class TSAEModule(L.LightningModule):
                 if self.score(stage, name).geometry is sae.geometry:
                     self.score(stage, name).reset()
                 else:  # a checkpoint brought its own
-                    cast(nn.ModuleDict, self.scores[stage])[name] = MemberScores(sae).to(self.device)
+                    cast("nn.ModuleDict", self.scores[stage])[name] = MemberScores(sae).to(self.device)
 
     def on_validation_epoch_end(self) -> None:
         """Log the cheap scores."""
@@ -279,7 +278,8 @@ class TSAEModule(L.LightningModule):
     def _log_scores(self, stage: str) -> None:
         for name in self.configs:
             values = {
-                f"{self.label(stage, name)}/{key}": value.float() for key, value in self.score(stage, name).compute().items()
+                f"{self.label(stage, name)}/{key}": value.float()
+                for key, value in self.score(stage, name).compute().items()
             }
             # Already reduced over ranks by the metrics themselves; sync_dist only tells Lightning so.
             self.log_dict(values, sync_dist=True)

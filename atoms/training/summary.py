@@ -10,11 +10,12 @@ from torch import Tensor
 
 from atoms.geometry import Coherence, coherence
 from atoms.metrics import QStar, planted_recovery, q_star, q_star_null
+from atoms.metrics.q_star import Reading
 from atoms.training import figures
 from atoms.training.members import Member
 from atoms.training.scores import BIN_RANGE, NUM_BINS, MemberScores
 
-READINGS = ("pairs", "atoms", "max")
+READINGS: tuple[Reading, ...] = ("pairs", "atoms", "max")
 MEMORISATION_GAP = 0.05
 """A gap between R² on training and on held-out rows above which the table warns."""
 
@@ -148,8 +149,12 @@ def table(summaries: list[Summary], rows_name: str) -> Table:
     view = Table(box=box.SIMPLE_HEAD, title=f"{summaries[0].rows:,} {rows_name} rows", title_justify="left")
     view.add_column("")
     for summary in summaries:
-        view.add_column(f"{summary.site}\n{summary.atoms} atoms" if len(summaries) == 1 else
-                        f"{summary.name}: {summary.site}\n{summary.atoms} atoms", justify="right")
+        view.add_column(
+            f"{summary.site}\n{summary.atoms} atoms"
+            if len(summaries) == 1
+            else f"{summary.name}: {summary.site}\n{summary.atoms} atoms",
+            justify="right",
+        )
 
     def row(label: str, cells: list[str]) -> None:
         view.add_row(label, *cells)
@@ -164,10 +169,13 @@ def table(summaries: list[Summary], rows_name: str) -> Table:
     row("max |cos| AIP (Euclid)", [f"{s.aip.maximum:.2f} ({s.euclid.maximum:.2f})" for s in summaries])
     row("training rows per atom", [f"{s.rows_per_atom:,.0f}" for s in summaries])
     if any(s.memorisation_gap == s.memorisation_gap for s in summaries):
-        row("memorisation gap (R² train - held out)", [
-            f"{s.memorisation_gap:+.3f}{' MEMORISED' if s.memorisation_gap > MEMORISATION_GAP else ''}"
-            for s in summaries
-        ])
+        row(
+            "memorisation gap (R² train - held out)",
+            [
+                f"{s.memorisation_gap:+.3f}{' MEMORISED' if s.memorisation_gap > MEMORISATION_GAP else ''}"
+                for s in summaries
+            ],
+        )
     if any(s.recovered == s.recovered for s in summaries):
         row("planted atoms recovered (mean |cos|)", [f"{s.recovered:.1%} ({s.mcc:.3f})" for s in summaries])
     return view
