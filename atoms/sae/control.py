@@ -13,6 +13,9 @@ from atoms.sae.model import ThresholdSAE
 from atoms.sae.objective import Objective
 from atoms.sae.threshold import window
 
+FLOOR = 0.01
+"""Least threshold, as a share of their mean, and least mean in standard deviations of a coordinate of z."""
+
 
 class Control(nn.Module):
     """The state of one SAE's training that no gradient moves.
@@ -128,4 +131,6 @@ class Control(nn.Module):
         factor = (self.objective.gain * excess).clamp(-0.1, 0.1).exp()
         fading = torch.where(self.silent_rows >= self.dead_after, 0.5 ** (self.step_rows / self.dead_after), 1)
         sae.threshold.mul_((factor * fading).float())
+        # At zero neither the scaling nor a window proportional to the threshold could ever raise it again.
+        sae.threshold.clamp_(min=FLOOR * sae.threshold.mean().clamp_min(FLOOR))
         sae.bias.mul_(fading.float())

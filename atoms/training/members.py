@@ -70,10 +70,15 @@ class Member(nn.Module):
 
     def __init__(self, config: MemberConfig, geometry: AtomicInnerProduct, rows: int) -> None:
         super().__init__()
+        atoms = config.num_atoms(geometry.width)
+        if config.target_l0 >= atoms:
+            raise AtomsError(
+                f"model.target_l0 is {config.target_l0:g}, but there are only {atoms} atoms: lower it, or raise model.expansion"
+            )
         self.config = config
         self.sae = ThresholdSAE(
             geometry.width,
-            config.num_atoms(geometry.width),
+            atoms,
             geometry=geometry,
             power=config.power,
             encoder=config.encoder,
