@@ -4,7 +4,7 @@ import contextlib
 import io
 import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -26,6 +26,13 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 torch.set_num_threads(1)  # nothing here is large enough for two
 
 WORDS = [f"w{i}" for i in range(200)]
+
+
+@pytest.fixture(autouse=True)
+def _exact_products() -> Iterator[None]:
+    """The command chooses the process's matrix product; no later test may compute with what an earlier one chose."""
+    yield
+    torch.set_float32_matmul_precision("highest")
 
 
 @pytest.fixture(autouse=True)

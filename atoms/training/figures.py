@@ -30,7 +30,11 @@ def pre_activations(edges: NDArray[np.float64], counts: NDArray[np.int64], thres
         thresholds: Thresholds of the atoms, shape ``(A,)``.
     """
     figure, axes = _canvas("Pre-activations on held-out rows, and the thresholds", "pre-activation", "count")
-    axes.stairs(np.maximum(counts, 0.5), edges, fill=True, color=QUIET, label="pre-activations, all atoms")
+    seen = np.flatnonzero(counts)
+    first, last = int(seen.min(initial=len(counts) - 1)), int(seen.max(initial=0))
+    axes.stairs(
+        counts[first : last + 1], edges[first : last + 2], fill=True, color=QUIET, label="pre-activations, all atoms"
+    )
     low, middle, high = np.quantile(thresholds.double().numpy(), [0.05, 0.5, 0.95])
     axes.axvspan(low, high, color=ACCENT, alpha=0.25, label="θ: 5 to 95 % of atoms")
     axes.axvline(middle, color=ACCENT, label=f"θ: median {middle:.2f}")
@@ -85,7 +89,7 @@ def coherence(euclid: Coherence, aip: Coherence, width: int) -> Figure:
     grid = np.linspace(1e-3, 1 - 1e-3, 500)
     axes.plot(grid, random_cosine_density(grid, width), color=QUIET, linestyle="--", label="random directions")
     axes.set_yscale("log")
-    axes.set_ylim(bottom=1e-4)
+    axes.set_ylim(1e-4, 1e2)
     axes.set_xlim(0, min(1.0, 1.15 * max(euclid.maximum, aip.maximum)))
     axes.legend(frameon=False)
     return figure

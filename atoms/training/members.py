@@ -73,7 +73,8 @@ class Member(nn.Module):
         atoms = config.num_atoms(geometry.width)
         if config.target_l0 >= atoms:
             raise AtomsError(
-                f"model.target_l0 is {config.target_l0:g}, but there are only {atoms} atoms: lower it, or raise model.expansion"
+                f"model.target_l0 is {config.target_l0:g}, but there are only {atoms} atoms: lower it, or raise "
+                "model.expansion"
             )
         self.config = config
         self.sae = ThresholdSAE(

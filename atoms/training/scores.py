@@ -7,8 +7,8 @@ from torchmetrics import Metric
 from atoms.metrics import ReconstructionR2, SparsityProfile
 from atoms.sae import ThresholdSAE
 
-BIN_RANGE = (-10.0, 30.0)
-NUM_BINS = 400
+BIN_RANGE = (-20.0, 30.0)
+NUM_BINS = 500
 
 
 class PreActivationHistogram(Metric):
