@@ -187,6 +187,18 @@ class ActivationDataModule(L.LightningDataModule):
         """Global batches of an epoch."""
         return self.num_rows("train") // self.batch_size
 
+    def require_batch(self) -> None:
+        """Refuse a batch that the training rows cannot fill.
+
+        Raises:
+            AtomsError: If there are fewer training rows than a batch has.
+        """
+        if self.num_train_batches < 1:
+            raise AtomsError(
+                f"data.batch_size is {self.batch_size}, but the store has only {self.num_rows('train')} training rows: "
+                "lower it, or harvest more text"
+            )
+
     def moments(self, site: str) -> Moments:
         """Moments of the training rows that are used."""
         moments = Moments.load(self.store.moments_path(site))

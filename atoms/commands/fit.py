@@ -169,6 +169,7 @@ class AtomsCLI(LightningCLI):
         """Make the store if need be; take up the run of a checkpoint; say what the fit will cost."""
         self.started = time.monotonic()
         self._ensure_store()
+        self.datamodule.require_batch()
         data = self.datamodule
         if self.record and self.record.identity != data.store.identity_hash:
             raise AtomsError(

@@ -106,11 +106,8 @@ class TSAEModule(L.LightningModule):
                 "use 'bf16-mixed' or '32-true'"
             )
         self.data.used_sites = sorted({config.site for config in self.configs.values()})
-        if stage == "fit" and self.data.num_train_batches < 1:
-            raise AtomsError(
-                f"data.batch_size is {self.data.batch_size}, but the store has only {self.data.num_rows('train')} "
-                "training rows: lower it, or harvest more text"
-            )
+        if stage == "fit":
+            self.data.require_batch()
         if stage == "fit" and self.total_steps < 1:
             raise AtomsError("trainer.max_epochs and trainer.max_steps leave no step to take: set one of them above 0")
 
