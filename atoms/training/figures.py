@@ -31,14 +31,14 @@ def pre_activations(edges: NDArray[np.float64], counts: NDArray[np.int64], thres
     """
     figure, axes = _canvas("Pre-activations on held-out rows, and the thresholds", "pre-activation", "count")
     seen = np.flatnonzero(counts)
-    first, last = int(seen.min(initial=len(counts) - 1)), int(seen.max(initial=0))
-    axes.stairs(
-        counts[first : last + 1], edges[first : last + 2], fill=True, color=QUIET, label="pre-activations, all atoms"
-    )
+    if len(seen):
+        shown = slice(int(seen[0]), int(seen[-1]) + 1)
+        shown_edges = edges[shown.start : shown.stop + 1]
+        axes.stairs(counts[shown], shown_edges, fill=True, color=QUIET, label="pre-activations, all atoms")
+        axes.set_yscale("log")
     low, middle, high = np.quantile(thresholds.double().numpy(), [0.05, 0.5, 0.95])
     axes.axvspan(low, high, color=ACCENT, alpha=0.25, label="θ: 5 to 95 % of atoms")
     axes.axvline(middle, color=ACCENT, label=f"θ: median {middle:.2f}")
-    axes.set_yscale("log")
     axes.legend(frameon=False)
     return figure
 

@@ -105,6 +105,11 @@ class TSAEModule(L.LightningModule):
                 f"trainer.precision is {self.trainer.precision!r}: thresholds and sums cannot live in 16 bits; "
                 "use 'bf16-mixed' or '32-true'"
             )
+        if self.trainer.gradient_clip_val is not None:
+            raise AtomsError(
+                f"trainer.gradient_clip_val is {self.trainer.gradient_clip_val}, but each member is clipped alone: "
+                "set model.clip instead"
+            )
         self.data.used_sites = sorted({config.site for config in self.configs.values()})
         if stage == "fit":
             self.data.require_batch()
@@ -149,7 +154,7 @@ class TSAEModule(L.LightningModule):
             group.pop("name")
         steps = self.total_steps
         fused = self.device.type in ("cuda", "cpu")
-        optimizer = torch.optim.Adam(groups, betas=(0.9, 0.999), fused=fused)
+        optimizer = torch.optim.Adam(groups, fused=fused)
         schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: learning_rate_factor(step, steps))
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
