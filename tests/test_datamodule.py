@@ -21,7 +21,7 @@ CPU: dict[str, Any] = {"accelerator": "cpu", "devices": 1}
 
 
 def make_spec(model: Path, text: Path, **settings: Any) -> HarvestSpec:
-    spec = {"sites": ["resid.0", "h.1.mlp.c_fc"], "context": 40, **settings}
+    spec = {"sites": ["resid_post.0", "h.1.mlp.c_fc"], "context": 40, **settings}
     return HarvestSpec(ModelSpec(str(model)), TextFiles([str(text)]), **spec)
 
 
@@ -42,7 +42,7 @@ def no_model(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_widths_are_known_before_there_is_a_store_and_without_weights(tiny_gpt2, text_folder, monkeypatch):
     monkeypatch.setattr(language_model.AutoModel, "from_pretrained", refuse)
     data = ActivationDataModule(harvest=make_spec(tiny_gpt2, text_folder))
-    assert data.width == {"resid.0": 16, "h.1.mlp.c_fc": 64}
+    assert data.width == {"resid_post.0": 16, "h.1.mlp.c_fc": 64}
     assert not data.complete
     assert not data.path.exists()
 

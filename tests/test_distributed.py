@@ -145,8 +145,8 @@ def test_two_harvest_what_one_does(tiny_bert, text_folder, tmp_path):
     corpus = {"class_path": "atoms.activations.TextFiles", "init_args": {"paths": [str(text_folder)]}}
     words = [
         f"--data.harvest.model={{name: {tiny_bert}}}", f"--data.harvest.corpus={json.dumps(corpus)}",
-        "--data.harvest.sites=[resid.1, mlp.0]", "--data.harvest.context=16", "--data.harvest.memory_mib=1",
-        "--data.store=store", "--model.site=resid.1",
+        "--data.harvest.sites=[resid_post.1, mlp_out.0]", "--data.harvest.context=16", "--data.harvest.memory_mib=1",
+        "--data.store=store", "--model.site=resid_post.1",
     ]  # fmt: skip
     digests = []
     for name, ranks in (("one", ()), ("two", TWO)):

@@ -85,7 +85,7 @@ def reference(model: Path, text: Path, modules: dict[str, str]) -> dict[str, dic
                 states = network(input_ids=torch.tensor([ids]), output_hidden_states=True).hidden_states
             # Entry 0 are the embeddings. The last entry is the output of the last block only without a final norm.
             for block, state in enumerate(states[1 : None if bert else -1]):
-                shown[f"resid.{block}"] = state
+                shown[f"resid_post.{block}"] = state
             for site, state in shown.items():
                 for place, token in enumerate(own):
                     rows[site][number, place, token].append(state[0, place + bert].numpy())
@@ -109,28 +109,28 @@ def assert_rows_are(store: ActivationStore, rows: dict[str, dict[Key, list[np.nd
 
 
 def test_rows_of_an_encoder_are_its_hidden_states(tiny_bert, text_folder):
-    sites = ["resid.0", "resid.2", "mlp.1", "encoder.layer.1.output.dense:input"]
+    sites = ["resid_post.0", "resid_post.2", "mlp_out.1", "encoder.layer.1.output.dense:input"]
     # small batches that mix lengths
     store = run(make(tiny_bert, text_folder, sites, batch_tokens=150, memory_mib=1))
-    modules = {"mlp.1": "encoder.layer.1.output.dense", sites[3]: "encoder.layer.1.output.dense:input"}
+    modules = {"mlp_out.1": "encoder.layer.1.output.dense", sites[3]: "encoder.layer.1.output.dense:input"}
     rows = reference(tiny_bert, text_folder, modules)
     assert_rows_are(store, rows)
-    assert sum(store.n_rows(split) for split in store.splits) == sum(map(len, rows["resid.0"].values()))
-    assert store.spec.sites == {"resid.0": 16, "resid.2": 16, "mlp.1": 16, sites[3]: 32}
+    assert sum(store.n_rows(split) for split in store.splits) == sum(map(len, rows["resid_post.0"].values()))
+    assert store.spec.sites == {"resid_post.0": 16, "resid_post.2": 16, "mlp_out.1": 16, sites[3]: 32}
     assert store.dtype == torch.float32
 
 
 def test_rows_of_a_causal_model_are_its_hidden_states(tiny_gpt2, text_folder):
-    sites = ["resid.1", "mlp.2", "h.0.mlp.c_proj:input"]
+    sites = ["resid_post.1", "mlp_out.2", "h.0.mlp.c_proj:input"]
     store = run(make(tiny_gpt2, text_folder, sites, batch_tokens=200))
-    modules = {"mlp.2": "h.2.mlp", sites[2]: "h.0.mlp.c_proj:input"}
+    modules = {"mlp_out.2": "h.2.mlp", sites[2]: "h.0.mlp.c_proj:input"}
     assert_rows_are(store, reference(tiny_gpt2, text_folder, modules))
 
 
 def test_sequences_that_straddle_blocks_keep_their_rows(tiny_bert, text_folder, monkeypatch):
     grid = harvest_module.Grid(16, 112, 112)  # no multiple of the context, so that most blocks begin inside a sequence
     monkeypatch.setattr(harvest_module.Grid, "choose", classmethod(lambda *_: grid))
-    store = run(make(tiny_bert, text_folder, ["resid.1"]))
+    store = run(make(tiny_bert, text_folder, ["resid_post.1"]))
     assert len(store.spec.spans) > 20
     assert_rows_are(store, reference(tiny_bert, text_folder, {}))
 
@@ -150,7 +150,7 @@ def tokens_of(store: ActivationStore) -> list[int]:
 
 
 def test_special_tokens_have_no_row_even_where_the_text_spells_them(tiny_bert, spelled):
-    tokens = tokens_of(run(make(tiny_bert, spelled, ["resid.0"])))
+    tokens = tokens_of(run(make(tiny_bert, spelled, ["resid_post.0"])))
     assert not {0, 2, 3} & set(tokens)
     # "unheard", "-", "of" and the spelled [UNK] are words the model reads, if without knowing them
     assert tokens.count(1) == 30 * 4
@@ -160,10 +160,10 @@ def test_special_tokens_have_no_row_even_where_the_text_spells_them(tiny_bert, s
 def test_a_token_that_is_unknown_and_special_at_once_has_no_row(tiny_gpt2, spelled, tmp_path):
     model = Path(shutil.copytree(tiny_gpt2, tmp_path / "gpt2"))
     tokenizer = PreTrainedTokenizerFast.from_pretrained(model)
-    assert tokens_of(run(make(model, spelled, ["resid.0"]))).count(0) > 0
+    assert tokens_of(run(make(model, spelled, ["resid_post.0"]))).count(0) > 0
     tokenizer.bos_token = tokenizer.eos_token = "[UNK]"  # as the published GPT-2 has it
     tokenizer.save_pretrained(model)
-    tokens = tokens_of(run(make(model, spelled, ["resid.0"], root="second")))
+    tokens = tokens_of(run(make(model, spelled, ["resid_post.0"], root="second")))
     assert len(tokens) > 0
     assert 0 not in tokens
 
@@ -185,7 +185,7 @@ def watch_blocks(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 
 def test_the_model_runs_no_further_than_the_last_site(tiny_bert, text_folder, monkeypatch):
     ran = watch_blocks(monkeypatch)
-    run(make(tiny_bert, text_folder, ["resid.0", "mlp.1"]))
+    run(make(tiny_bert, text_folder, ["resid_post.0", "mlp_out.1"]))
     assert set(ran) == {0, 1}
 
 
@@ -198,7 +198,7 @@ def test_near_duplicates_never_part(tiny_bert, text_folder, tmp_path):
     for file in originals[:25]:  # a long piece of each in a document of its own
         words = file.read_text().split()
         (text / f"copy-{file.name}").write_text(" ".join(["the", "the", *words[:18], "w3"]))
-    store = run(make(tiny_bert, text, ["resid.0"], val=0.25, test=0.25))
+    store = run(make(tiny_bert, text, ["resid_post.0"], val=0.25, test=0.25))
     tokenizer = AutoTokenizer.from_pretrained(tiny_bert)
     files = sorted(text.glob("*.txt"))
     number = {file.name: i for i, file in enumerate(files)}
@@ -215,10 +215,10 @@ def test_near_duplicates_never_part(tiny_bert, text_folder, tmp_path):
 
 
 def test_the_cost_is_said_beforehand(tiny_bert, text_folder, capfd):
-    store = run(make(tiny_bert, text_folder, ["resid.0", "mlp.1"]))
+    store = run(make(tiny_bert, text_folder, ["resid_post.0", "mlp_out.1"]))
     said = capfd.readouterr().err
     rows = {split: store.n_rows(split) for split in store.splits}
-    assert "resid.0 (16), mlp.1 (16)" in said
+    assert "resid_post.0 (16), mlp_out.1 (16)" in said
     assert "60 documents in 60 groups" in said
     for split, count in rows.items():
         assert f"{split} {count:,}" in said
@@ -237,7 +237,7 @@ def test_shares_that_groups_do_not_allow_are_told(tiny_bert, tmp_path, capfd):
     for number, length in enumerate([200, 30, 30]):
         words = [f"w{(7 + number) * i % 199}" for i in range(length)]
         (text / f"{number}.txt").write_text(" ".join(words))
-    run(make(tiny_bert, text, ["resid.0"], val=0.3, test=0.3))
+    run(make(tiny_bert, text, ["resid_post.0"], val=0.3, test=0.3))
     assert "note     split 'val' holds 11.5% of the tokens instead of 30.0%" in capfd.readouterr().err
 
 
@@ -395,7 +395,7 @@ def test_a_begun_store_keeps_its_blocks_when_the_memory_setting_changes(tiny_ber
 
 
 def test_a_store_killed_before_it_was_marked_complete_needs_no_forward(tiny_bert, text_folder, monkeypatch):
-    spec = make(tiny_bert, text_folder, ["resid.0"])
+    spec = make(tiny_bert, text_folder, ["resid_post.0"])
     with monkeypatch.context() as patch:
         patch.setattr(StoreWriter, "finalise", lambda *_: pytest.fail("killed"))
         with pytest.raises(pytest.fail.Exception):
@@ -403,15 +403,15 @@ def test_a_store_killed_before_it_was_marked_complete_needs_no_forward(tiny_bert
     ran = watch_blocks(monkeypatch)
     store = run(spec)
     assert ran == []
-    rows = store.read_rows("train", "resid.0", 0, store.n_rows("train")).double()
-    np.testing.assert_allclose(Moments.load(store.moments_path("resid.0")).outer, rows.T @ rows, rtol=1e-12)
+    rows = store.read_rows("train", "resid_post.0", 0, store.n_rows("train")).double()
+    np.testing.assert_allclose(Moments.load(store.moments_path("resid_post.0")).outer, rows.T @ rows, rtol=1e-12)
 
 
 # ------------------------------------------------------------------------------------------ manners
 
 
 def test_the_probe_of_the_time_changes_nothing(tiny_bert, text_folder, monkeypatch):
-    with_probe = run(make(tiny_bert, text_folder, ["resid.0"], root="with"))
+    with_probe = run(make(tiny_bert, text_folder, ["resid_post.0"], root="with"))
 
     def start(self: HarvestModule) -> None:
         self.buffer = {}
@@ -419,7 +419,7 @@ def test_the_probe_of_the_time_changes_nothing(tiny_bert, text_folder, monkeypat
         self.running.enter_context(self.reader)
 
     monkeypatch.setattr(HarvestModule, "on_predict_start", start)
-    assert_same(run(make(tiny_bert, text_folder, ["resid.0"], root="without")), with_probe)
+    assert_same(run(make(tiny_bert, text_folder, ["resid_post.0"], root="without")), with_probe)
 
 
 def test_the_language_model_is_freed(tiny_bert, text_folder, monkeypatch):
@@ -437,7 +437,7 @@ def test_the_language_model_is_freed(tiny_bert, text_folder, monkeypatch):
 
     monkeypatch.setattr(harvest_module, "load_model", load)
     monkeypatch.setattr(harvest_module, "_prepare", keep)
-    spec = make(tiny_bert, text_folder, ["resid.0"])
+    spec = make(tiny_bert, text_folder, ["resid_post.0"])
     harvest(spec, spec.directory(), CPU)
     gc.collect()
     assert [model() for model in models] == [None]
@@ -445,11 +445,11 @@ def test_the_language_model_is_freed(tiny_bert, text_folder, monkeypatch):
 
 def test_settings_of_transformers_are_left_as_they_were(tiny_bert, text_folder):
     before = transformers_logging.is_progress_bar_enabled(), transformers_logging.get_verbosity()
-    run(make(tiny_bert, text_folder, ["resid.0"]))
+    run(make(tiny_bert, text_folder, ["resid_post.0"]))
     assert (transformers_logging.is_progress_bar_enabled(), transformers_logging.get_verbosity()) == before
     transformers_logging.disable_progress_bar()
     try:
-        run(make(tiny_bert, text_folder, ["resid.0"], root="second"))
+        run(make(tiny_bert, text_folder, ["resid_post.0"], root="second"))
         assert not transformers_logging.is_progress_bar_enabled()
     finally:
         transformers_logging.enable_progress_bar()
@@ -469,14 +469,14 @@ def watch_batches(monkeypatch: pytest.MonkeyPatch) -> list[torch.Size]:
 
 def test_batches_hold_no_more_tokens_than_asked(tiny_bert, text_folder, monkeypatch):
     seen = watch_batches(monkeypatch)
-    run(make(tiny_bert, text_folder, ["resid.0"], batch_tokens=100))
+    run(make(tiny_bert, text_folder, ["resid_post.0"], batch_tokens=100))
     assert max(rows * length for rows, length in seen) <= 100
     assert max(length for _, length in seen) == CONTEXT + 2
 
 
 def test_a_sequence_longer_than_a_batch_still_makes_one(tiny_bert, text_folder, monkeypatch):
     seen = watch_batches(monkeypatch)
-    spec = make(tiny_bert, text_folder, ["resid.0"], batch_tokens=1)
+    spec = make(tiny_bert, text_folder, ["resid_post.0"], batch_tokens=1)
     spec.corpus = TextFiles([str(text_folder)], limit=12)
     run(spec)
     assert {rows for rows, _ in seen} == {1}
@@ -499,15 +499,15 @@ def test_unknown_model(text_folder, tmp_path):
     missing = tmp_path / "brt"
     (tmp_path / "bert").mkdir()
     refused(
-        make(missing, text_folder, ["resid.0"]),
+        make(missing, text_folder, ["resid_post.0"]),
         r"data\.harvest\.model\.name='.*brt' is not a folder; did you mean '.*bert'",
     )
     assert_nothing_written()
 
 
 def test_unknown_site(tiny_bert, text_folder):
-    message = r"data\.harvest\.sites: BertModel has no place 'resid\.3'; .* from 0 to 2; nearest names: resid\.2"
-    refused(make(tiny_bert, text_folder, ["resid.3"]), message)
+    message = r"data\.harvest\.sites: BertModel has no place 'resid_post\.3'; .* nearest names: resid_post\.2"
+    refused(make(tiny_bert, text_folder, ["resid_post.3"]), message)
     assert_nothing_written()
 
 
@@ -515,12 +515,12 @@ def test_context_too_long(tiny_bert, text_folder):
     message = (
         r"data\.harvest\.context is 63, but .* reads at most 62 tokens beside its special ones: set it to 62 or less"
     )
-    refused(make(tiny_bert, text_folder, ["resid.0"], context=63), message)
+    refused(make(tiny_bert, text_folder, ["resid_post.0"], context=63), message)
     assert_nothing_written()
 
 
 def test_wrong_digest(tiny_bert, text_folder):
-    spec = make(tiny_bert, text_folder, ["resid.0"])
+    spec = make(tiny_bert, text_folder, ["resid_post.0"])
     spec.model = ModelSpec(str(tiny_bert), sha256="0" * 64)
     refused(spec, r"data\.harvest\.model\.sha256=0{64} but model\.safetensors .* has [0-9a-f]{64}; fetch")
     assert_nothing_written()
@@ -529,8 +529,8 @@ def test_wrong_digest(tiny_bert, text_folder):
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
 def test_a_model_that_gives_no_numbers(own_bert, text_folder, value):
     spoil(own_bert, lambda weight: weight.fill_(value))
-    spec = make(own_bert, text_folder, ["resid.0"])
-    refused(spec, r"data\.harvest\.sites=resid\.0: the model gives NaN or infinite values in \d+ of \d+ rows")
+    spec = make(own_bert, text_folder, ["resid_post.0"])
+    refused(spec, r"data\.harvest\.sites=resid_post\.0: the model gives NaN or infinite values in \d+ of \d+ rows")
     assert not list((spec.directory() / "manifest").iterdir())
     assert not (spec.directory() / COMPLETE).exists()
 
@@ -547,7 +547,8 @@ def test_a_disk_too_small(tiny_bert, text_folder, monkeypatch):
     usage = shutil.disk_usage(".")._replace(free=1000)
     monkeypatch.setattr(shutil, "disk_usage", lambda _: usage)
     refused(
-        make(tiny_bert, text_folder, ["resid.0"]), r"data\.store=.*: needs .* GB, only 0\.000 GB are free; free some"
+        make(tiny_bert, text_folder, ["resid_post.0"]),
+        r"data\.store=.*: needs .* GB, only 0\.000 GB are free; free",
     )
     assert_nothing_written()
 
@@ -555,21 +556,22 @@ def test_a_disk_too_small(tiny_bert, text_folder, monkeypatch):
 def test_a_directory_that_cannot_be_written(tiny_bert, text_folder):
     Path("file").write_text("in the way")
     refused(
-        make(tiny_bert, text_folder, ["resid.0"], root="file"), r"data\.store=file/.*: cannot create the lock .*choose"
+        make(tiny_bert, text_folder, ["resid_post.0"], root="file"),
+        r"data\.store=file/.*: cannot create the lock",
     )
 
 
 def test_a_store_that_is_being_written(tiny_bert, text_folder):
-    spec = make(tiny_bert, text_folder, ["resid.0"])
+    spec = make(tiny_bert, text_folder, ["resid_post.0"])
     with StoreLock(spec.directory()):
         refused(spec, rf"data\.store=.*: being written by process {os.getpid()} .*; wait for it or stop it")
 
 
 def test_a_store_made_by_other_settings(tiny_bert, text_folder):
-    first = make(tiny_bert, text_folder, ["resid.0"])
+    first = make(tiny_bert, text_folder, ["resid_post.0"])
     harvest(first, first.directory(), CPU)
     with pytest.raises(AtomsError, match=r"data\.store=.*made by other settings \(.*context: stored 30, asked 20"):
-        harvest(make(tiny_bert, text_folder, ["resid.0"], context=20), first.directory(), CPU)
+        harvest(make(tiny_bert, text_folder, ["resid_post.0"], context=20), first.directory(), CPU)
 
 
 @pytest.mark.parametrize("content", [None, "  \n ", "[SEP] [CLS]"])
@@ -579,7 +581,7 @@ def test_a_corpus_without_text(tiny_bert, tmp_path, content):
     if content is not None:
         (text / "a.txt").write_text(content)
     with pytest.raises(AtomsError, match=r"data\.harvest\.corpus[.: ]"):
-        run(make(tiny_bert, text, ["resid.0"]))
+        run(make(tiny_bert, text, ["resid_post.0"]))
     assert_nothing_written()
 
 
@@ -589,7 +591,7 @@ def test_a_corpus_of_too_few_groups(tiny_bert, tmp_path):
     for number in range(5):  # five copies are one group
         (text / f"{number}.txt").write_text(" ".join(f"w{i}" for i in range(40)) + f" w{100 + number}")
     refused(
-        make(tiny_bert, text, ["resid.0"]),
+        make(tiny_bert, text, ["resid_post.0"]),
         r"data\.harvest\.corpus: split '\w+' would get no text, because .* falls into 1 groups .*data\.harvest\.val",
     )
     assert_nothing_written()
@@ -600,5 +602,5 @@ def test_a_device_with_too_little_memory(tiny_bert, text_folder, monkeypatch):
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB\nand more lines")
 
     monkeypatch.setattr(harvest_module.SiteReader, "read", exhausted)
-    spec = make(tiny_bert, text_folder, ["resid.0"], batch_tokens=777)
+    spec = make(tiny_bert, text_folder, ["resid_post.0"], batch_tokens=777)
     refused(spec, r"data\.harvest\.batch_tokens is 777, for which cpu has too little memory: lower it")

@@ -27,7 +27,7 @@ def make(tiny_bert: Path, text_folder: Path, tmp_path: Path) -> Make:
         settings = {
             "model": ModelSpec(str(model)),
             "corpus": TextFiles([str(text)]),
-            "sites": ["resid.0"],
+            "sites": ["resid_post.0"],
             "context": 40,
         }
         return HarvestSpec(**{**settings, **changes})
@@ -49,8 +49,8 @@ def test_equal_settings_name_the_same_directory(make):
 @pytest.mark.parametrize(
     "change",
     [
-        {"sites": ["resid.1"]},
-        {"sites": ["resid.0", "mlp.0"]},
+        {"sites": ["resid_post.1"]},
+        {"sites": ["resid_post.0", "mlp_out.0"]},
         {"context": 39},
         {"dtype": "float16"},
         {"seed": 1},
@@ -123,18 +123,21 @@ def test_rows_are_stored_in_the_type_the_model_computes_in(make, model_dtype, dt
 
 
 def test_widths_need_no_weights(make, monkeypatch):
-    spec = make(sites=["resid.1", "encoder.layer.0.intermediate.dense", "mlp.2:input"])
+    spec = make(sites=["resid_post.1", "encoder.layer.0.intermediate.dense", "mlp_out.2:input"])
     monkeypatch.setattr(
         language_model.AutoModel, "from_pretrained", lambda *_, **__: pytest.fail("weights were loaded")
     )
-    assert spec.widths() == {"resid.1": 16, "encoder.layer.0.intermediate.dense": 32, "mlp.2:input": 32}
+    assert spec.widths() == {"resid_post.1": 16, "encoder.layer.0.intermediate.dense": 32, "mlp_out.2:input": 32}
 
 
 @pytest.mark.parametrize(
     ("change", "message"),
     [
         ({"sites": []}, r"data\.harvest\.sites is empty: name at least one"),
-        ({"sites": ["resid.0", "resid.0"]}, r"data\.harvest\.sites names a place twice: resid\.0, resid\.0"),
+        (
+            {"sites": ["resid_post.0", "resid_post.0"]},
+            r"data\.harvest\.sites names a place twice: resid_post\.0, ",
+        ),
         ({"context": 0}, r"data\.harvest\.context is 0: give at least 1"),
         ({"batch_tokens": 0}, r"data\.harvest\.batch_tokens is 0"),
         ({"memory_mib": -1}, r"data\.harvest\.memory_mib is -1"),

@@ -101,7 +101,7 @@ def test_identity_follows_what_decides_activations(folder, tmp_path):
 def test_loads_the_saved_model(folder):
     resolved = resolve(ModelSpec(str(folder)))
     untouched = resolved.config.to_dict()
-    assert site_widths(meta_model(resolved), ["resid.0"]) == {"resid.0": 16}
+    assert site_widths(meta_model(resolved), ["resid_post.0"]) == {"resid_post.0": 16}
     model = load_model(resolved)
     assert resolved.config.to_dict() == untouched
     assert not model.training
@@ -283,7 +283,7 @@ def test_real_model():
     assert own.sum(1).tolist() == [7, 2]
 
     model = load_model(resolved)
-    names = [f"resid.{block}" for block in range(6)]
+    names = [f"resid_post.{block}" for block in range(6)]
     with torch.no_grad(), SiteReader(model, names) as reader:
         rows = reader.read(**inputs)
         states = model(**inputs, output_hidden_states=True).hidden_states
@@ -338,11 +338,11 @@ def test_padding_changes_nothing():
         GPT2Config(n_layer=2, n_embd=16, n_head=2, vocab_size=10, bos_token_id=1, eos_token_id=2)
     )
     chunks = [np.arange(6, dtype=np.int32), np.arange(2, dtype=np.int32)]
-    with torch.no_grad(), SiteReader(model.eval(), ["resid.1"]) as reader:
+    with torch.no_grad(), SiteReader(model.eval(), ["resid_post.1"]) as reader:
         inputs, own = pad_batch(chunks, SpecialTokens((), ()), None)
-        together = reader.read(**inputs)["resid.1"][own]
+        together = reader.read(**inputs)["resid_post.1"][own]
         inputs, own = pad_batch(chunks[1:], SpecialTokens((), ()), None)
-        torch.testing.assert_close(together[6:], reader.read(**inputs)["resid.1"][own])
+        torch.testing.assert_close(together[6:], reader.read(**inputs)["resid_post.1"][own])
 
 
 @pytest.mark.parametrize(

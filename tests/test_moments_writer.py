@@ -11,7 +11,7 @@ from atoms.activations.moments_writer import MomentsWriter
 from atoms.activations.store import ActivationStore, StoreSpec, StoreWriter
 from atoms.geometry import Moments
 
-SITES = {"resid.1": 5, "mlp.0": 3}
+SITES = {"resid_post.1": 5, "mlp_out.0": 3}
 CPU = torch.device("cpu")
 
 
@@ -114,7 +114,7 @@ def test_another_number_of_ranks_goes_on(tmp_path, worlds, monkeypatch):
 
 def test_more_ranks_than_blocks(tmp_path):
     run(tmp_path / "s", world_size=20)
-    assert final(tmp_path / "s")["mlp.0"].count == 77
+    assert final(tmp_path / "s")["mlp_out.0"].count == 77
 
 
 def files(folder: Path) -> Iterable[str]:
@@ -124,14 +124,18 @@ def files(folder: Path) -> Iterable[str]:
 def test_nothing_but_the_sums_of_all_ranks_is_left(tmp_path):
     run(tmp_path / "s", world_size=2, stop_after=6)
     run(tmp_path / "s")
-    assert files(tmp_path / "s" / "moments") == ["mlp.0.safetensors", "resid.1.safetensors"]
+    assert files(tmp_path / "s" / "moments") == ["mlp_out.0.safetensors", "resid_post.1.safetensors"]
 
 
 def test_only_the_newest_sums_are_kept_while_writing(tmp_path, monkeypatch):
     monkeypatch.setattr(moments_writer, "BLOCKS_BETWEEN_SAVES", 1)
     run(tmp_path / "s", stop_after=5)
     left = files(tmp_path / "s" / "moments" / "parts")
-    assert left == ["mark-rank-0-of-1.json", "mlp.0-rank-0-of-1-5.safetensors", "resid.1-rank-0-of-1-5.safetensors"]
+    assert left == [
+        "mark-rank-0-of-1.json",
+        "mlp_out.0-rank-0-of-1-5.safetensors",
+        "resid_post.1-rank-0-of-1-5.safetensors",
+    ]
 
 
 def test_a_kill_while_sweeping_leaves_a_store_that_can_be_repaired(tmp_path, monkeypatch):

@@ -83,9 +83,9 @@ def test_resid_is_the_hidden_state_bit_for_bit(family, batch):
     model = tiny(family)
     with torch.no_grad():
         states = model(**batch, output_hidden_states=True).hidden_states
-    rows = read(model, [f"resid.{n}" for n in range(BLOCKS)], batch)
+    rows = read(model, [f"resid_post.{n}" for n in range(BLOCKS)], batch)
     # where a final norm follows, the model's last hidden state is already normalised
-    equal = [torch.equal(rows[f"resid.{n}"], states[n + 1]) for n in range(BLOCKS)]
+    equal = [torch.equal(rows[f"resid_post.{n}"], states[n + 1]) for n in range(BLOCKS)]
     assert equal == [True, True, family in POST_NORM]
 
 
@@ -93,7 +93,7 @@ def test_resid_is_the_hidden_state_bit_for_bit(family, batch):
 def test_last_resid_becomes_the_last_hidden_state(family, batch):
     model = tiny(family)
     final_norm = model.ln_f if family == "GPT2Config" else model.norm
-    rows = read(model, ["resid.2"], batch)["resid.2"]
+    rows = read(model, ["resid_post.2"], batch)["resid_post.2"]
     with torch.no_grad():
         assert torch.equal(final_norm(rows), model(**batch).last_hidden_state)
 
@@ -101,7 +101,7 @@ def test_last_resid_becomes_the_last_hidden_state(family, batch):
 @pytest.mark.parametrize("family", PRE_NORM)
 @pytest.mark.parametrize("block", [1, 2])
 def test_branches_add_up_to_the_residual_stream(family, block, batch):
-    names = [f"resid.{block - 1}", f"attn.{block}", f"mlp.{block}", f"resid.{block}"]
+    names = [f"resid_post.{block - 1}", f"attn_out.{block}", f"mlp_out.{block}", f"resid_post.{block}"]
     before, attn, mlp, after = read(tiny(family), names, batch).values()
     torch.testing.assert_close(before + attn + mlp, after)
     assert attn.abs().max() > 1e-4
@@ -112,8 +112,8 @@ def test_branches_add_up_to_the_residual_stream(family, block, batch):
 def test_branches_add_up_before_the_norms(family, batch):
     model = tiny(family)
     _, attn_norm, mlp_norm = POST_NORM[family]
-    before, attn, mlp, after = read(model, ["resid.0", "attn.1", "mlp.1", "resid.1"], batch).values()
-    block = model.get_submodule(resolve_site(model, "resid.1").module_path)
+    before, attn, mlp, after = read(model, ["resid_post.0", "attn_out.1", "mlp_out.1", "resid_post.1"], batch).values()
+    block = model.get_submodule(resolve_site(model, "resid_post.1").module_path)
     with torch.no_grad():
         middle = block.get_submodule(attn_norm)(before + attn)
         torch.testing.assert_close(block.get_submodule(mlp_norm)(middle + mlp), after)
@@ -121,7 +121,7 @@ def test_branches_add_up_before_the_norms(family, batch):
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_widths_from_the_meta_device(family):
-    names = [f"{kind}.1" for kind in ("resid", "mlp", "attn")]
+    names = [f"{kind}.1" for kind in ("resid_post", "mlp_out", "attn_out")]
     assert site_widths(meta(family), names) == dict.fromkeys(names, 16)
 
 
@@ -135,7 +135,7 @@ def test_widths_where_the_meta_forward_fails():
     """A forward that looks at values cannot run there; widths come from what the modules declare."""
     model = meta("BertConfig")
     model.embeddings.LayerNorm.register_forward_hook(lambda *_: torch.zeros(1, device="meta").item())
-    names = ["resid.1", "encoder.layer.0.intermediate.dense", "encoder.layer.0.output.dense:input"]
+    names = ["resid_post.1", "encoder.layer.0.intermediate.dense", "encoder.layer.0.output.dense:input"]
     assert site_widths(model, names) == dict(zip(names, [16, 24, 24], strict=True))
     with pytest.raises(AtomsError, match=r"width of 'encoder\.layer\.0\.output\.dropout' cannot be told without"):
         site_widths(model, ["encoder.layer.0.output.dropout"])
@@ -144,15 +144,15 @@ def test_widths_where_the_meta_forward_fails():
 @pytest.mark.parametrize(
     ("family", "name", "expected"),
     [
-        ("BertConfig", "resid.1", ("encoder.layer.1", "output", 1)),
-        ("BertConfig", "mlp.2", ("encoder.layer.2.output.dense", "output", 2)),
-        ("BertConfig", "mlp.2:input", ("encoder.layer.2.output.dense", "input", 2)),
-        ("DistilBertConfig", "mlp.0", ("transformer.layer.0.ffn", "output", 0)),
-        ("GPT2Config", "mlp.0", ("h.0.mlp", "output", 0)),
+        ("BertConfig", "resid_post.1", ("encoder.layer.1", "output", 1)),
+        ("BertConfig", "mlp_out.2", ("encoder.layer.2.output.dense", "output", 2)),
+        ("BertConfig", "mlp_out.2:input", ("encoder.layer.2.output.dense", "input", 2)),
+        ("DistilBertConfig", "mlp_out.0", ("transformer.layer.0.ffn", "output", 0)),
+        ("GPT2Config", "mlp_out.0", ("h.0.mlp", "output", 0)),
         ("GPT2Config", "transformer.h.1.attn", ("h.1.attn", "output", 1)),
         ("GPT2Config", "wte", ("wte", "output", None)),
         ("LlamaConfig", "model.layers.2.mlp.down_proj:input", ("layers.2.mlp.down_proj", "input", 2)),
-        ("LlamaConfig", "attn.1", ("layers.1.self_attn", "output", 1)),
+        ("LlamaConfig", "attn_out.1", ("layers.1.self_attn", "output", 1)),
     ],
 )
 def test_names(family, name, expected):
@@ -162,14 +162,20 @@ def test_names(family, name, expected):
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("resid.3", r"BertModel has no place 'resid\.3'; resid, mlp and attn go from 0 to 2; nearest names: resid\."),
-        ("risid.1", r"nearest names: resid\.1"),
-        ("resid", r"nearest names: resid"),
+        (
+            "resid_post.3",
+            r"no place 'resid_post\.3'; resid_post, mlp_out and attn_out go from 0 to 2; nearest names: resid_post\.",
+        ),
+        ("risid.1", r"nearest names: resid_post\.1"),
+        ("resid", r"nearest names: resid_post"),
         ("encoder.layer.1.outptu", r"nearest names: encoder\.layer\.1\.output"),
         ("zzz", r"nearest names: embeddings"),
         ("", r"no place ''"),
-        ("resid.1:output", r"'resid\.1:output' ends in 'output'; write 'resid\.1' or 'resid\.1:input'"),
-        ("resid.1:", r"ends in ''"),
+        (
+            "resid_post.1:output",
+            r"'resid_post\.1:output' ends in 'output'; write 'resid_post\.1' or 'resid_post\.1:input'",
+        ),
+        ("resid_post.1:", r"ends in ''"),
     ],
 )
 def test_rejects_unknown_names(name, message):
@@ -181,27 +187,27 @@ def test_rejects_branch_of_an_unknown_kind():
     model = meta("BertConfig")
     model.encoder.layer[1].output = nn.Identity()
     with pytest.raises(AtomsError, match=r"cannot tell where bert adds its mlp; .* encoder\.layer\.1\. .*intermediate"):
-        resolve_site(model, "mlp.1")
+        resolve_site(model, "mlp_out.1")
 
 
 def test_model_without_a_list_of_blocks():
     """ALBERT runs one block over and over."""
     model = tiny("AlbertConfig", embedding_size=16)
-    with pytest.raises(AtomsError, match=r"AlbertModel has no place 'resid\.0'; nearest names"):
-        resolve_site(model, "resid.0")
+    with pytest.raises(AtomsError, match=r"AlbertModel has no place 'resid_post\.0'; nearest names"):
+        resolve_site(model, "resid_post.0")
     assert resolve_site(model, "embeddings").depth is None
 
 
 def test_input_is_what_the_module_before_gave(batch):
     model = tiny("LlamaConfig")
-    names = ["resid.0", "layers.1:input", "layers.1.mlp.down_proj:input", "mlp.1", "layers.1.self_attn:input"]
+    names = ["resid_post.0", "layers.1:input", "layers.1.mlp.down_proj:input", "mlp_out.1", "layers.1.self_attn:input"]
     rows = read(model, names, batch)
-    assert torch.equal(rows["resid.0"], rows["layers.1:input"])
+    assert torch.equal(rows["resid_post.0"], rows["layers.1:input"])
     with torch.no_grad():
         mlp = model.layers[1].mlp.down_proj(rows["layers.1.mlp.down_proj:input"])
-        assert torch.equal(mlp, rows["mlp.1"])
+        assert torch.equal(mlp, rows["mlp_out.1"])
         # passed by keyword
-        assert torch.equal(model.layers[1].input_layernorm(rows["resid.0"]), rows["layers.1.self_attn:input"])
+        assert torch.equal(model.layers[1].input_layernorm(rows["resid_post.0"]), rows["layers.1.self_attn:input"])
 
 
 def count_calls(modules):
@@ -213,7 +219,12 @@ def count_calls(modules):
 
 @pytest.mark.parametrize(
     ("names", "executed"),
-    [(["resid.0"], [0]), (["mlp.1", "resid.0"], [0]), (["resid.1", "attn.0"], [0, 1]), (["layers.1:input"], [0])],
+    [
+        (["resid_post.0"], [0]),
+        (["mlp_out.1", "resid_post.0"], [0]),
+        (["resid_post.1", "attn_out.0"], [0, 1]),
+        (["layers.1:input"], [0]),
+    ],
 )
 def test_stops_after_the_last_site(names, executed, batch):
     model = tiny("LlamaConfig")
@@ -230,7 +241,7 @@ def test_hooks_are_gone_afterwards(batch):
     model = tiny("GPT2Config")
     whole = model(**batch).last_hidden_state
     hooks = [len(m._forward_hooks) + len(m._forward_pre_hooks) for m in model.modules()]
-    reader = SiteReader(model, ["resid.0", "mlp.1:input"])
+    reader = SiteReader(model, ["resid_post.0", "mlp_out.1:input"])
 
     def fail_inside():
         with reader:
@@ -238,7 +249,7 @@ def test_hooks_are_gone_afterwards(batch):
 
     with pytest.raises(KeyboardInterrupt):
         fail_inside()
-    read(model, ["resid.0"], batch)
+    read(model, ["resid_post.0"], batch)
     assert [len(m._forward_hooks) + len(m._forward_pre_hooks) for m in model.modules()] == hooks
     assert torch.equal(model(**batch).last_hidden_state, whole)
     with pytest.raises(RuntimeError, match="needs the reader's context"):
@@ -247,7 +258,7 @@ def test_hooks_are_gone_afterwards(batch):
 
 def test_model_may_run_on_its_own_meanwhile(batch):
     model = tiny("BertConfig")
-    with torch.no_grad(), SiteReader(model, ["resid.0"]) as reader:
+    with torch.no_grad(), SiteReader(model, ["resid_post.0"]) as reader:
         reader.read(**batch)
         assert model(**batch).last_hidden_state.shape == (2, 7, 16)
 
@@ -260,10 +271,10 @@ def test_rows_are_detached_copies(batch):
             return hidden.mul_(0)
 
     model.h[1] = InPlace()
-    rows = read(model, ["resid.0", "resid.1"], batch)
-    assert rows["resid.0"].abs().max() > 0
-    with SiteReader(tiny("GPT2Config"), ["resid.0"]) as reader:
-        assert not reader.read(**batch)["resid.0"].requires_grad
+    rows = read(model, ["resid_post.0", "resid_post.1"], batch)
+    assert rows["resid_post.0"].abs().max() > 0
+    with SiteReader(tiny("GPT2Config"), ["resid_post.0"]) as reader:
+        assert not reader.read(**batch)["resid_post.0"].requires_grad
 
 
 def test_first_tensor_of_a_tuple(batch):
@@ -274,8 +285,8 @@ def test_first_tensor_of_a_tuple(batch):
 
 def test_first_tensor_of_a_model_output(batch):
     model = tiny("BertConfig")
-    rows = read(model, ["encoder", "resid.2"], batch)
-    assert torch.equal(rows["encoder"], rows["resid.2"])
+    rows = read(model, ["encoder", "resid_post.2"], batch)
+    assert torch.equal(rows["encoder"], rows["resid_post.2"])
 
 
 @pytest.mark.parametrize(
@@ -292,12 +303,12 @@ def test_rejects_sites_without_a_vector_per_token(family, name, message, batch):
         read(tiny(family), [name], batch)
 
 
-@pytest.mark.parametrize("names", [[], ["resid.0", "resid.0"]])
+@pytest.mark.parametrize("names", [[], ["resid_post.0", "resid_post.0"]])
 def test_rejects_lists_of_sites(names):
     with pytest.raises(AtomsError, match=r"harvest\.sites must name each site once"):
         SiteReader(meta("BertConfig"), names)
 
 
 def test_works_in_inference_mode(batch):
-    with torch.inference_mode(), SiteReader(tiny("BertConfig"), ["resid.0"]) as reader:
-        assert reader.read(**batch)["resid.0"].shape == (2, 7, 16)
+    with torch.inference_mode(), SiteReader(tiny("BertConfig"), ["resid_post.0"]) as reader:
+        assert reader.read(**batch)["resid_post.0"].shape == (2, 7, 16)

@@ -31,7 +31,7 @@ class HarvestSpec:
     corpus: Corpus
     """The text."""
     sites: list[str]
-    """Places in the model: ``resid.3`` (after block 3, counted from 0), ``mlp.3``, ``attn.3``, or any module's path."""
+    """Places in the model: ``resid_post.3`` (after block 3, counted from 0), ``mlp_out.3``, or any module's path."""
     root: str = "activations"
     """Directory under which stores are kept."""
     context: int = 128
@@ -54,7 +54,7 @@ class HarvestSpec:
     def __post_init__(self) -> None:
         """Check what cannot work."""
         if not self.sites:
-            raise AtomsError("data.harvest.sites is empty: name at least one place, for example resid.3")
+            raise AtomsError("data.harvest.sites is empty: name at least one place, for example resid_post.3")
         if len(set(self.sites)) < len(self.sites):
             raise AtomsError(f"data.harvest.sites names a place twice: {', '.join(self.sites)}")
         for name in ("context", "batch_tokens", "memory_mib"):

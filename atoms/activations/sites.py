@@ -2,8 +2,8 @@
 
 A site is written
 
-- ``resid.N``: the residual stream after block N, counted from 0 (before any final norm of the whole model),
-- ``mlp.N`` and ``attn.N``: what the block's MLP and attention add to the residual stream,
+- ``resid_post.N``: the residual stream after block N, counted from 0 (before any final norm of the whole model),
+- ``mlp_out.N`` and ``attn_out.N``: what the block's MLP and attention add to the residual stream,
 - a dotted module path (``h.3.mlp.c_proj``): the module's output,
 
 each with ``:input`` behind it for the input of the module instead. Names are resolved from the structure of the
@@ -28,7 +28,7 @@ from atoms.errors import AtomsError
 # (Gemma 2, OLMo 2, GLM 4) comes before the branch itself, and so do the output projections of families whose
 # branch module performs the addition (BERT and its kin, MPNet, BLOOM).
 _BRANCHES: dict[str, tuple[tuple[str, ...], ...]] = {
-    "mlp": (
+    "mlp_out": (
         ("post_feedforward_layernorm",),
         ("post_mlp_layernorm",),
         ("intermediate", "output.dense"),
@@ -37,7 +37,7 @@ _BRANCHES: dict[str, tuple[tuple[str, ...], ...]] = {
         ("ffn",),
         ("fc1", "fc2"),
     ),
-    "attn": (
+    "attn_out": (
         ("post_feedforward_layernorm", "post_attention_layernorm"),
         ("post_self_attn_layernorm",),
         ("attention.output.dense",),
@@ -48,7 +48,7 @@ _BRANCHES: dict[str, tuple[tuple[str, ...], ...]] = {
         ("attention",),
     ),
 }
-_SHORT = re.compile(r"(resid|mlp|attn)\.(\d+)")
+_SHORT = re.compile(r"(resid_post|mlp_out|attn_out)\.(\d+)")
 
 
 @dataclass(frozen=True)
@@ -132,7 +132,7 @@ def _declared_width(model: PreTrainedModel, site: Site, error: Exception) -> int
         return int(model.config.get_text_config().hidden_size)
     raise AtomsError(
         f"data.harvest.sites: the width of {site.name!r} cannot be told without the weights of {type(model).__name__} "
-        f"({str(error).splitlines()[0]}); name a block (resid.N, mlp.N, attn.N) or a linear module"
+        f"({str(error).splitlines()[0]}); name a block (resid_post.N, mlp_out.N, attn_out.N) or a linear module"
     ) from error
 
 
@@ -242,7 +242,7 @@ def _rows(site: Site, value: Tensor | None, shape: torch.Size) -> Tensor:
 
 
 def _short_path(model: PreTrainedModel, place: str) -> str | None:
-    """Module path of ``resid.N``, ``mlp.N`` or ``attn.N``; None for any other name or a block out of range."""
+    """Module path of a place named by kind and block; None for any other name or a block out of range."""
     short = _SHORT.fullmatch(place)
     if short is None:
         return None
@@ -251,7 +251,7 @@ def _short_path(model: PreTrainedModel, place: str) -> str | None:
     if index >= len(blocks):
         return None
     block = f"{blocks_path}.{index}"
-    return block if kind == "resid" else f"{block}.{_branch(model, block, kind)}"
+    return block if kind == "resid_post" else f"{block}.{_branch(model, block, kind)}"
 
 
 def _branch(model: PreTrainedModel, block: str, kind: str) -> str:
@@ -262,7 +262,7 @@ def _branch(model: PreTrainedModel, block: str, kind: str) -> str:
             return signature[-1]
     children = ", ".join(name for name, _ in model.get_submodule(block).named_children())
     raise AtomsError(
-        f"data.harvest.sites: cannot tell where {model.config.model_type} adds its {kind}; "
+        f"data.harvest.sites: cannot tell where {model.config.model_type} adds its {kind.removesuffix('_out')}; "
         f"name the module itself, {block}. followed by one of: {children}"
     )
 
@@ -279,10 +279,10 @@ def _blocks(model: PreTrainedModel) -> tuple[str, nn.ModuleList | list[nn.Module
 
 def _unknown(model: PreTrainedModel, name: str, place: str) -> AtomsError:
     count = len(_blocks(model)[1])
-    known = [f"{kind}.{index}" for kind in ("resid", "mlp", "attn") for index in range(count)]
+    known = [f"{kind}.{index}" for kind in ("resid_post", "mlp_out", "attn_out") for index in range(count)]
     modules = [path for path, _ in model.named_modules() if path]
     near = difflib.get_close_matches(place, known + modules, n=3, cutoff=0.5) or modules[:3]
-    blocks = f"resid, mlp and attn go from 0 to {count - 1}; " if count else ""
+    blocks = f"resid_post, mlp_out and attn_out go from 0 to {count - 1}; " if count else ""
     return AtomsError(
         f"data.harvest.sites: {type(model).__name__} has no place {name!r}; {blocks}nearest names: {', '.join(near)}"
     )
