@@ -6,7 +6,7 @@ import warnings
 from collections.abc import Sequence
 
 from atoms import __version__
-from atoms.errors import AtomsError
+from atoms.errors import AtomsError, printable
 
 USAGE = """\
 atoms: find the atoms of language models, and prove or refute that they deserve the name
@@ -18,6 +18,7 @@ atoms: find the atoms of language models, and prove or refute that they deserve 
   atoms predict  --config FILE --ckpt_path FILE    sparse codes of every row, written to a Zarr group
 
   atoms COMMAND --help             every setting of a command
+  atoms COMMAND --allow_import PACKAGE    trust a package that a class_path names
   mlflow ui --backend-store-uri sqlite:///mlflow.db    compare runs
 """
 
@@ -67,6 +68,12 @@ def main(args: Sequence[str] | None = None) -> None:
     for message, category in _QUIET:
         warnings.filterwarnings("ignore", message=message, category=category)
     try:
+        from atoms.commands.imports import split_allowed, trust
+
+        words, packages = split_allowed(words)
+        trust(packages)
+        if not words:
+            raise AtomsError("no command: 'atoms --help' lists them")
         if words[0] == "validate":
             from atoms.commands.validate import run
 
@@ -79,7 +86,7 @@ def main(args: Sequence[str] | None = None) -> None:
             print(f"atoms: error: unknown command {words[0]!r}; 'atoms --help' lists them", file=sys.stderr)
             raise SystemExit(2)
     except AtomsError as error:
-        print(f"atoms: error: {error}", file=sys.stderr)
+        print(f"atoms: error: {printable(str(error))}", file=sys.stderr)
         raise SystemExit(1) from None
     except (KeyboardInterrupt, SystemExit) as stop:
         # Lightning turns Ctrl-C into an exit of its own.

@@ -1,4 +1,6 @@
-"""The one exception a user is meant to see."""
+"""The one exception a user is meant to see, and how text from elsewhere is shown to them."""
+
+import unicodedata
 
 
 class AtomsError(Exception):
@@ -8,3 +10,9 @@ class AtomsError(Exception):
     alone and exits with status 1; from Python it is an ordinary exception. Programming errors stay what
     they are and keep their traceback.
     """
+
+
+def printable(text: str) -> str:
+    """One line that moves no cursor, colours nothing and reorders nothing, whatever a name or a file put into it."""
+    line = " ".join(text.split())
+    return "".join(c if unicodedata.category(c)[0] != "C" else c.encode("unicode_escape").decode() for c in line)

@@ -1,15 +1,20 @@
 """What the commands' parsers share: errors of one line, and quiet libraries."""
 
+import ast
 import difflib
+import json
 import logging
 import re
-from typing import NoReturn
+from collections.abc import Sequence
+from typing import Any, NoReturn
 
 from lightning.pytorch.cli import LightningArgumentParser
 from lightning.pytorch.utilities import rank_zero_only
 
+from atoms.commands.imports import limit_imports, refusal
 from atoms.errors import AtomsError
 
+_REFUSED = re.compile(r"Importing '([\w.]+)' is not allowed")
 _UNKNOWN = re.compile(
     r"does not accept option '([\w.]+)'|Option '([\w.]+)' is not accepted|unrecognized arguments: (.+)"
 )
@@ -19,7 +24,17 @@ _NULL = "<class 'NoneType'>"
 
 
 class AtomsArgumentParser(LightningArgumentParser):
-    """A parser whose errors are one line, with the nearest known setting."""
+    """A parser whose errors are one line, with the nearest known setting; settings are written out in full."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        limit_imports()  # here, so that no settings are ever read without it
+        super().__init__(*args, **{"allow_abbrev": False, **kwargs})
+
+    def parse_args(self, args: Sequence[str] | None = None, *rest: Any, **named: Any) -> Any:  # type: ignore[override]
+        """Parse; a nested setting arrives here as one word, its value as Python would print it."""
+        if args is not None and len(args) == 1:
+            args = [_as_yaml(args[0])]
+        return super().parse_args(args, *rest, **named)
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         """Raise instead of printing the usage; parsers of nested settings do so too, and are quoted by the outer one.
@@ -28,6 +43,8 @@ class AtomsArgumentParser(LightningArgumentParser):
             AtomsError: Always.
         """
         text = str(message)
+        if refused := _REFUSED.search(text):
+            raise AtomsError(refusal(refused[1])) from ex
         found = _UNKNOWN.search(text)
         raise AtomsError(self._unknown(next(filter(None, found.groups()))) if found else _one_line(text)) from ex
 
@@ -47,6 +64,17 @@ class AtomsArgumentParser(LightningArgumentParser):
             for parser in (getattr(action, "_name_parser_map", None) or {}).values():
                 names |= {inner.dest for inner in parser._actions}
         return {name for name in names if not name.endswith(".help")}
+
+
+def _as_yaml(word: str) -> str:
+    """``--limit=None`` as ``--limit=null``: jsonargparse reads a nested value as YAML and hands it on by ``str``."""
+    name, _, text = word.partition("=")
+    if text != "None" and not text.startswith(("[", "{")):
+        return word
+    try:
+        return f"{name}={json.dumps(ast.literal_eval(text), ensure_ascii=False)}"
+    except (ValueError, SyntaxError, TypeError, RecursionError, MemoryError):
+        return word
 
 
 def _one_line(text: str) -> str:
