@@ -111,7 +111,7 @@ def test_help_imports_no_heavy_library():
         (["fit", "--data.planted.width=0"], "data.planted.width is 0: give a number of at least 1"),
         (["fit", "--data.planted={}", "--data.batch_size=0"], "data.batch_size"),
         (["fit", "--data.planted={}", "--data.lanes=7"], "data.batch_size=4096: not a multiple of data.lanes=7"),
-        (["fit"], "data has neither store, harvest nor planted"),
+        (["fit"], "data has neither store, harvest, matrix nor planted"),
         (["fit", "--data.store=nowhere"], "data.store is nowhere, where there is no store"),
         (["fit", "--data.planted={}", "--trainer.accelerator=abacus"], "trainer: You selected an invalid accelerator"),
         (["fit", "--config=nowhere.yaml"], "config: File does not exist"),
@@ -326,8 +326,9 @@ if __name__ == "__main__":
 def test_interrupt_says_how_to_go_on(fit_words, tmp_path):
     (tmp_path / "interrupted.py").write_text(INTERRUPTED)
     interrupt = "--trainer.callbacks+=interrupted.Interrupt"
+    trust = "--allow_import=interrupted"
     done = subprocess.run(
-        [sys.executable, "interrupted.py", *fit_words, "--trainer.logger=false", interrupt],
+        [sys.executable, "interrupted.py", *fit_words, "--trainer.logger=false", interrupt, trust],
         capture_output=True, text=True, env={**os.environ, "PYTHONPATH": f"{tmp_path}:{CONFIGS.parent}"},
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
     )  # fmt: skip

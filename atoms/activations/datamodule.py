@@ -16,6 +16,7 @@ from torch import Tensor
 from atoms.activations.harvest import harvest as harvest_store
 from atoms.activations.harvest_spec import HarvestSpec
 from atoms.activations.manifest import is_complete
+from atoms.activations.matrix import MatrixSpec, import_matrix
 from atoms.activations.order import Order
 from atoms.activations.planted import PlantedSpec, load_truth, plant
 from atoms.activations.spec import stored_spec
@@ -44,13 +45,14 @@ class ActivationDataModule(L.LightningDataModule):
     """Rows of hidden states, streamed from a Zarr store.
 
     Say where rows come from with one of ``store`` (an existing store: neither model, corpus nor network is needed),
-    ``harvest`` (a language model over a corpus) or ``planted`` (synthetic rows with known atoms). ``store`` together
-    with one of the others names the directory to write.
+    ``harvest`` (a language model over a corpus), ``matrix`` (activations of your own, from files) or ``planted``
+    (synthetic rows with known atoms). ``store`` together with one of the others names the directory to write.
 
     Args:
         store: Directory of the store; found from the settings' digest if left out.
         harvest: The language model, corpus and sites to harvest if the store is missing.
         planted: Synthetic rows to make if the store is missing.
+        matrix: Files of activations to import if the store is missing.
         batch_size: Rows of an optimizer step's batch, all ranks together.
         lanes: Lanes the shuffled order is dealt to; a multiple of the number of ranks that divides the batch.
         pool_mib: Memory of the shuffle pools in MiB, all ranks together.
@@ -64,6 +66,7 @@ class ActivationDataModule(L.LightningDataModule):
         store: str | None = None,
         harvest: HarvestSpec | None = None,
         planted: PlantedSpec | None = None,
+        matrix: MatrixSpec | None = None,
         batch_size: int = 4096,
         lanes: int = 8,
         pool_mib: int = 1024,
@@ -72,9 +75,11 @@ class ActivationDataModule(L.LightningDataModule):
         verify: Literal["first", "always"] = "first",
     ) -> None:
         super().__init__()
-        if harvest is not None and planted is not None:
-            raise AtomsError("data.harvest and data.planted are both set: keep one of them")
-        self.source = harvest or planted
+        sources = {"harvest": harvest, "planted": planted, "matrix": matrix}
+        given = [f"data.{name}" for name, source in sources.items() if source is not None]
+        if len(given) > 1:
+            raise AtomsError(f"{' and '.join(given)} are both set: keep one of them")
+        self.source = harvest or planted or matrix
         Order(seed, batch_size, lanes, pool_batches=1)  # refuses what does not fit, before a long harvest
         if pool_mib < 1:
             raise AtomsError(f"data.pool_mib is {pool_mib}: give at least 1")
@@ -87,7 +92,9 @@ class ActivationDataModule(L.LightningDataModule):
         elif self.source is not None:
             self.path = self.source.directory()
         else:
-            raise AtomsError("data has neither store, harvest nor planted: set data.store to the directory of a store")
+            raise AtomsError(
+                "data has neither store, harvest, matrix nor planted: set data.store to the directory of a store"
+            )
         self.width = self._find_widths()
         self.train_rows_beside = False
         self.predict_split = "val"
@@ -130,10 +137,12 @@ class ActivationDataModule(L.LightningDataModule):
             return
         if isinstance(self.source, HarvestSpec):
             harvest_store(self.source, self.path, trainer_settings)
-        elif rank_zero_only.rank == 0:  # type: ignore[attr-defined]
-            plant(self.source, self.path)
-        else:
+        elif rank_zero_only.rank != 0:  # type: ignore[attr-defined]
             self._await_store()
+        elif isinstance(self.source, MatrixSpec):
+            import_matrix(self.source, self.path)
+        else:
+            plant(self.source, self.path)
 
     def _await_store(self) -> None:
         """Wait for the first rank, which makes the store alone."""

@@ -15,6 +15,7 @@ from mlflow.exceptions import MlflowException
 
 from atoms.activations.datamodule import ActivationDataModule
 from atoms.activations.harvest_spec import PLACE
+from atoms.commands.import_words import expand_import
 from atoms.commands.parser import AtomsArgumentParser, is_first_rank, quiet
 from atoms.errors import AtomsError
 from atoms.memory import keep_freed_memory
@@ -384,7 +385,7 @@ def run(words: list[str]) -> None:
         save_config_callback=SaveConfigToRun,
         auto_configure_optimizers=False,
         seed_everything_default=0,
-        args=words,
+        args=expand_import(words),
     )
 
 
