@@ -115,7 +115,7 @@ def test_a_block_that_was_thrown_away_is_made_anew():
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({}, r"data has neither store, harvest nor planted: set data\.store"),
+        ({}, r"data has neither store, harvest, matrix nor planted: set data\.store"),
         ({"store": "nowhere"}, r"data\.store is nowhere, where there is no store: mend the path, or set data\.harvest"),
         ({"planted": PlantedSpec(), "batch_size": 0}, r"data\.batch_size=0"),
         ({"planted": PlantedSpec(), "batch_size": 100}, r"data\.batch_size=100: not a multiple of data\.lanes=8"),

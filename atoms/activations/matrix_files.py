@@ -119,8 +119,8 @@ class _Safetensors(Matrix):
 
     def __init__(self, path: Path, key: str | None) -> None:
         try:
-            self.file: Any = safe_open(path, framework="pt")
-            shapes = {name: self.file.get_slice(name) for name in self.file.keys()}  # noqa: SIM118  # no mapping
+            opened: Any = safe_open(path, framework="pt")
+            shapes = {name: opened.get_slice(name) for name in opened.keys()}  # noqa: SIM118  # no mapping
         except (SafetensorError, OSError) as error:
             raise AtomsError(f"{FILES}: {path} is not a whole safetensors file ({error}): write it again") from error
         found = {name: tuple(piece.get_shape()) for name, piece in shapes.items()}
