@@ -14,7 +14,7 @@ import torch
 
 from atoms.activations.files import read_json
 from atoms.activations.grid import Grid, Span
-from atoms.errors import AtomsError
+from atoms.errors import AtomsError, printable
 
 FORMAT_VERSION = 1
 ATTRIBUTE = "atoms"  # the key of the group's attributes that holds the spec
@@ -66,6 +66,11 @@ class StoreSpec:
             raise AtomsError(f"data.harvest.dtype={self.dtype}: unknown; use one of {', '.join(STORAGE)}")
         if not self.sites:
             raise AtomsError("data.harvest.sites=[]: a store needs at least one site; name one")
+        for site in self.sites:
+            if not site or printable(site) != site:
+                raise AtomsError(
+                    f"site {site!r}: a name is printed as it is, so it holds no control characters; rename it"
+                )
         for split in self.splits:
             if not re.fullmatch(r"[A-Za-z0-9_]+", split) or split in ("manifest", "moments"):
                 raise ValueError(

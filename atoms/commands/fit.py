@@ -16,8 +16,8 @@ from mlflow.exceptions import MlflowException
 from atoms.activations.datamodule import ActivationDataModule
 from atoms.activations.harvest_spec import PLACE
 from atoms.commands.import_words import expand_import
-from atoms.commands.parser import AtomsArgumentParser, is_first_rank, quiet
-from atoms.errors import AtomsError
+from atoms.commands.parser import AtomsArgumentParser, is_first_rank, one_line, quiet, readable
+from atoms.errors import AtomsError, printable
 from atoms.memory import keep_freed_memory
 from atoms.precision import use_fast_float32
 from atoms.progress import duration, size
@@ -96,8 +96,9 @@ class AtomsCLI(LightningCLI):
     def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:
         """Parse; keep what was said explicitly apart from defaults."""
         words = cast("list[str]", args)
-        self.config = parser.parse_args(words)
-        self.explicit = parser.parse_args(words, defaults=False)
+        with readable():
+            self.config = parser.parse_args(words)
+            self.explicit = parser.parse_args(words, defaults=False)
 
     def _parse_ckpt_path(self) -> None:
         # Lightning would put the checkpoint's settings over whatever was asked for, without a word.
@@ -142,15 +143,19 @@ class AtomsCLI(LightningCLI):
         """Build everything; what a settings class refuses is said as it said it."""
         try:
             super().instantiate_classes()
+        except MisconfigurationException as error:
+            raise AtomsError(f"trainer or checkpoint: {printable(str(error))}") from error
         except ValueError as error:
             # jsonargparse wraps the refusal in a list of the types it tried.
             if isinstance(error.__cause__, AtomsError):
                 raise error.__cause__ from None
-            raise
+            raise AtomsError(f"the settings cannot be used: {one_line(str(error))}") from error
 
     def _instantiate_trainer(self, config: Any, callbacks: list[L.Callback]) -> L.Trainer:
         if config.get("enable_checkpointing") is False:
             callbacks = [callback for callback in callbacks if not isinstance(callback, checkpoint.KeepLast)]
+        if config.get("enable_progress_bar") is not False:
+            callbacks = [*callbacks, FitProgress()]
         try:
             return super()._instantiate_trainer(config, callbacks)
         except (MisconfigurationException, ValueError, TypeError) as error:
@@ -373,7 +378,6 @@ def run(words: list[str]) -> None:
         trainer_class=AtomsTrainer,
         trainer_defaults={
             "logger": {"class_path": "atoms.training.mlflow_logger.AtomsMLFlowLogger"},
-            "callbacks": [FitProgress()],
             "default_root_dir": "runs",
             "max_epochs": 5,
             "num_sanity_val_steps": 0,

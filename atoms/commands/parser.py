@@ -5,13 +5,15 @@ import difflib
 import json
 import logging
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any, NoReturn
 
 from lightning.pytorch.cli import LightningArgumentParser
 from lightning.pytorch.utilities import rank_zero_only
 
 from atoms.commands.imports import limit_imports, refusal
+from atoms.commands.yaml_text import guard
 from atoms.errors import AtomsError
 
 _REFUSED = re.compile(r"Importing '([\w.]+)' is not allowed")
@@ -20,6 +22,7 @@ _UNKNOWN = re.compile(
 )
 _KEY = re.compile(r'Parser key "([\w.]+)":\s*')
 _ALTERNATIVES = re.compile(r"Errors:(.*)Given value type:.*?Given value: (.*)", re.DOTALL)
+LONGEST = 600  # what a message may quote of a file
 _NULL = "<class 'NoneType'>"
 
 
@@ -27,7 +30,8 @@ class AtomsArgumentParser(LightningArgumentParser):
     """A parser whose errors are one line, with the nearest known setting; settings are written out in full."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
-        limit_imports()  # here, so that no settings are ever read without it
+        limit_imports()  # here, so that no settings are ever read without them
+        guard()
         super().__init__(*args, **{"allow_abbrev": False, **kwargs})
 
     def parse_args(self, args: Sequence[str] | None = None, *rest: Any, **named: Any) -> Any:  # type: ignore[override]
@@ -46,7 +50,7 @@ class AtomsArgumentParser(LightningArgumentParser):
         if refused := _REFUSED.search(text):
             raise AtomsError(refusal(refused[1])) from ex
         found = _UNKNOWN.search(text)
-        raise AtomsError(self._unknown(next(filter(None, found.groups()))) if found else _one_line(text)) from ex
+        raise AtomsError(self._unknown(next(filter(None, found.groups()))) if found else one_line(text)) from ex
 
     def _unknown(self, words: str) -> str:
         named = [word.lstrip("-").partition("=")[0] for word in words.split() if word.startswith("-")] or words.split()
@@ -66,6 +70,23 @@ class AtomsArgumentParser(LightningArgumentParser):
         return {name for name in names if not name.endswith(".help")}
 
 
+@contextmanager
+def readable() -> Iterator[None]:
+    """Say in one line what kept settings from being read at all; what a setting's value lacks, parsers say.
+
+    Raises:
+        AtomsError: In place of what files and Python's limits raise.
+    """
+    try:
+        yield
+    except UnicodeDecodeError as error:
+        raise AtomsError(f"config: not UTF-8 text ({error.reason} at byte {error.start}): save it as UTF-8") from error
+    except RecursionError as error:
+        raise AtomsError("config: too deep, or it refers to itself: write it out flat") from error
+    except (ValueError, TypeError, KeyError, AttributeError, OverflowError, OSError) as error:
+        raise AtomsError(f"the settings cannot be read ({one_line(str(error)) or type(error).__name__})") from error
+
+
 def _as_yaml(word: str) -> str:
     """``--limit=None`` as ``--limit=null``: jsonargparse reads a nested value as YAML and hands it on by ``str``."""
     name, _, text = word.partition("=")
@@ -77,7 +98,7 @@ def _as_yaml(word: str) -> str:
         return word
 
 
-def _one_line(text: str) -> str:
+def one_line(text: str) -> str:
     """What jsonargparse says of a value, without the types it tried in vain and the repetition of the whole value."""
     key = _KEY.match(text)
     said = text[key.end() :] if key else text
@@ -90,7 +111,8 @@ def _one_line(text: str) -> str:
     said = re.sub(r"<class '(?:\w+\.)*(\w+)'>", r"\1", said)
     said = re.sub(r"typing\.Literal\[(.*?)\]", r"one of \1", said)
     said = re.sub(r"Expected an? (.*?)\. Got value: ", r"expected \1, got ", said).replace(" or Expected a ", " or ")
-    return " ".join(f"{f'{key[1]}: ' if key else ''}{said}".split())
+    line = " ".join(f"{f'{key[1]}: ' if key else ''}{said}".split())
+    return line if len(line) <= LONGEST else f"{line[:LONGEST]} …"
 
 
 def is_first_rank() -> bool:

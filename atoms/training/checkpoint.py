@@ -1,6 +1,7 @@
 """Checkpoints: the last weights always have one, and each says enough of its run to be judged and resumed alone."""
 
 import hashlib
+import zipfile
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -71,6 +72,9 @@ def read(path: str | Path) -> tuple[dict[str, Any], Record]:
     """
     if not Path(path).is_file():
         raise AtomsError(f"ckpt_path is {path}, which is not a file: give the .ckpt file that `atoms fit` named")
+    # torch stores entries as they are; what is packed may unpack to more than any machine holds.
+    if zipfile.is_zipfile(path) and (packed := _packed(path)):
+        raise AtomsError(f"ckpt_path is {path}, whose entry {packed} is compressed, as no checkpoint of atoms is")
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
         return content, Record(**content[KEY])
@@ -79,6 +83,17 @@ def read(path: str | Path) -> tuple[dict[str, Any], Record]:
             f"ckpt_path is {path}, which is not a checkpoint of atoms ({type(error).__name__}): "
             "give the .ckpt file that `atoms fit` named"
         ) from error
+
+
+def _packed(path: str | Path) -> str | None:
+    """The first entry of an archive that is not stored as it is."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            return next(
+                (entry.filename for entry in archive.infolist() if entry.compress_type != zipfile.ZIP_STORED), None
+            )
+    except (zipfile.BadZipFile, OSError, ValueError):
+        return None  # torch says what is wrong with it
 
 
 def digest(path: str | Path) -> str:

@@ -9,6 +9,7 @@ import lightning as L
 from rich.console import Console
 
 from atoms.activations.datamodule import ActivationDataModule
+from atoms.errors import printable
 from atoms.training import checkpoint
 from atoms.training.mlflow_logger import AtomsMLFlowLogger, child_run
 from atoms.training.module import TSAEModule
@@ -116,7 +117,8 @@ def log_child(record: checkpoint.Record, ckpt_path: str | Path, summaries: list[
     try:
         child = child_run(record.tracking_uri, record.run_id, name, tags)
     except Exception as error:
-        print(f"note     not logged: run {record.run_id} is not in {record.tracking_uri} ({error})", file=sys.stderr)
+        reason = f"run {record.run_id} is not in {record.tracking_uri} ({error})"
+        print(f"note     not logged: {printable(reason)}", file=sys.stderr)
         return None
     log_final(child, summaries, prefix)
     child.finalize("success")

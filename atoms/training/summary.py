@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 import torch
 from matplotlib.figure import Figure
 from rich import box
+from rich.markup import escape
 from rich.table import Table
 from torch import Tensor
 
@@ -149,12 +150,8 @@ def table(summaries: list[Summary], rows_name: str) -> Table:
     view = Table(box=box.SIMPLE_HEAD, title=f"{summaries[0].rows:,} {rows_name} rows", title_justify="left")
     view.add_column("")
     for summary in summaries:
-        view.add_column(
-            f"{summary.site}\n{summary.atoms} atoms"
-            if len(summaries) == 1
-            else f"{summary.name}: {summary.site}\n{summary.atoms} atoms",
-            justify="right",
-        )
+        name = summary.site if len(summaries) == 1 else f"{summary.name}: {summary.site}"
+        view.add_column(f"{escape(name)}\n{summary.atoms} atoms", justify="right")
 
     def row(label: str, cells: list[str]) -> None:
         view.add_row(label, *cells)
