@@ -85,8 +85,8 @@ def main(args: Sequence[str] | None = None) -> None:
         else:
             print(f"atoms: error: unknown command {words[0]!r}; 'atoms --help' lists them", file=sys.stderr)
             raise SystemExit(2)
-    except AtomsError as error:
-        print(f"atoms: error: {printable(str(error))}", file=sys.stderr)
+    except (AtomsError, OSError, MemoryError) as error:
+        print(f"atoms: error: {_line(error)}", file=sys.stderr)
         raise SystemExit(1) from None
     except (KeyboardInterrupt, SystemExit) as stop:
         # Lightning turns Ctrl-C into an exit of its own.
@@ -94,3 +94,13 @@ def main(args: Sequence[str] | None = None) -> None:
             raise
         print("atoms: interrupted; to go on, harvest again as before, or fit with --ckpt_path", file=sys.stderr)
         raise SystemExit(130) from None
+
+
+def _line(error: Exception) -> str:
+    """What the machine could not do is no fault of the program's, wherever it shows."""
+    if isinstance(error, MemoryError):
+        return f"there is too little memory ({printable(str(error)) or 'no more is said'}): make the settings smaller"
+    if isinstance(error, OSError):
+        names = " and ".join(str(name)[:200] for name in (error.filename, error.filename2) if name is not None)
+        return printable(f"{names + ': ' if names else ''}{error.strerror or error}")
+    return printable(str(error))

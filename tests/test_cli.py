@@ -105,6 +105,8 @@ def test_help_imports_no_heavy_library():
         (["fit", "--model.target_l0=many"], "model.target_l0: expected float, got many"),
         (["fit", "--model.encoder=free!"], "model.encoder: expected one of 'tied', 'aligned', 'free', got free!"),
         (["fit", "--trainer.max_epochs=three"], "trainer.max_epochs: expected int, got three"),
+        (["fit", "--model.target_l0=null"], "model.target_l0 is null: give a value, or leave it out"),
+        (["fit", "--data.planted.seed=null"], "data.planted.seed is null: give a value, or leave it out"),
         (["fit", "--data.batch_size=1.5"], "data.batch_size: expected int, got 1.5"),
         (["fit", "--data.planted.width=wide"], "data.planted: width: expected int, got wide"),
         (["fit", "--model.members={a: {sit: x}}"], "model.members: sit is no setting: did you mean site?"),
@@ -133,6 +135,9 @@ def test_settings_that_cannot_be(words, said, refused, tmp_path):
         ("data: {plantd: {rows: 3}}", "data.plantd.rows is no setting: did you mean data.planted?"),
         ("model: {lr: [1, 2]}", "model.lr: expected float, got [1, 2]"),
         ("data: [1", "Problems parsing config"),
+        ("data: [1]", "data"),
+        ("trainer: [1]", "trainer"),
+        ("trainer: null", "trainer"),
         ("- a list", "Unexpected config"),
     ],
 )

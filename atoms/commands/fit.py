@@ -16,7 +16,7 @@ from mlflow.exceptions import MlflowException
 from atoms.activations.datamodule import ActivationDataModule
 from atoms.activations.harvest_spec import PLACE
 from atoms.commands.import_words import expand_import
-from atoms.commands.parser import AtomsArgumentParser, is_first_rank, one_line, quiet, readable
+from atoms.commands.parser import AtomsArgumentParser, is_first_rank, one_line, quiet, readable, require_settings
 from atoms.errors import AtomsError, printable
 from atoms.memory import keep_freed_memory
 from atoms.precision import use_fast_float32
@@ -99,6 +99,7 @@ class AtomsCLI(LightningCLI):
         with readable():
             self.config = parser.parse_args(words)
             self.explicit = parser.parse_args(words, defaults=False)
+        require_settings(self.config[self.config.subcommand], {"model": TSAEModule, "data": ActivationDataModule})
 
     def _parse_ckpt_path(self) -> None:
         # Lightning would put the checkpoint's settings over whatever was asked for, without a word.
@@ -145,7 +146,7 @@ class AtomsCLI(LightningCLI):
             super().instantiate_classes()
         except MisconfigurationException as error:
             raise AtomsError(f"trainer or checkpoint: {printable(str(error))}") from error
-        except ValueError as error:
+        except (ValueError, TypeError) as error:
             # jsonargparse wraps the refusal in a list of the types it tried.
             if isinstance(error.__cause__, AtomsError):
                 raise error.__cause__ from None

@@ -7,8 +7,11 @@ import logging
 import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any, NoReturn
+from dataclasses import is_dataclass
+from types import NoneType
+from typing import Any, NoReturn, get_args, get_type_hints
 
+from jsonargparse import Namespace
 from lightning.pytorch.cli import LightningArgumentParser
 from lightning.pytorch.utilities import rank_zero_only
 
@@ -22,6 +25,7 @@ _UNKNOWN = re.compile(
 )
 _KEY = re.compile(r'Parser key "([\w.]+)":\s*')
 _ALTERNATIVES = re.compile(r"Errors:(.*)Given value type:.*?Given value: (.*)", re.DOTALL)
+_ABSENT = object()
 LONGEST = 600  # what a message may quote of a file
 _NULL = "<class 'NoneType'>"
 
@@ -85,6 +89,34 @@ def readable() -> Iterator[None]:
         raise AtomsError("config: too deep, or it refers to itself: write it out flat") from error
     except (ValueError, TypeError, KeyError, AttributeError, OverflowError, OSError) as error:
         raise AtomsError(f"the settings cannot be read ({one_line(str(error)) or type(error).__name__})") from error
+
+
+def require_settings(config: Any, made: dict[str, Any]) -> None:
+    """Refuse what jsonargparse lets through: null for a setting that has no null, and no settings where they belong.
+
+    Args:
+        config: Settings of a command.
+        made: What is built from each group of settings.
+
+    Raises:
+        AtomsError: With the first such setting.
+    """
+    for group, built in made.items():
+        _require(group, config.get(group), built)
+    if not isinstance(config.get("trainer"), Namespace):
+        raise AtomsError(f"trainer is {config.get('trainer')!r}: give settings by their names")
+
+
+def _require(name: str, value: Any, built: Any) -> None:
+    if not isinstance(value, Namespace):
+        raise AtomsError(f"{name} is {value!r}: give settings by their names")
+    for key, hint in get_type_hints(built if is_dataclass(built) else built.__init__).items():
+        inner, kinds = value.get(key, _ABSENT), get_args(hint) or (hint,)
+        if inner is None and key != "return" and not {NoneType, None, Any} & set(kinds):
+            raise AtomsError(f"{name}.{key} is null: give a value, or leave it out")
+        for kind in kinds:
+            if is_dataclass(kind) and isinstance(inner, Namespace) and "class_path" not in inner:
+                _require(f"{name}.{key}", inner, kind)
 
 
 def _as_yaml(word: str) -> str:

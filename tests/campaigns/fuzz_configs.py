@@ -106,12 +106,15 @@ WORDS = ["", " ", "null", "~", "true", "no", "nan", ".nan", ".inf", "-.inf", "1e
     "None", "Infinity", "x", "a b", "[", "]", "{", "}", "[]", "{}", "[[]]", "[null]", "{a: }", "{null: null}",
     "{1: 2}", "[1, [2, [3]]]", "{a: {b: {c: null}}}", "{class_path: null}", "{class_path: 3}", "{class_path: a}",
     "{init_args: {}}", "{class_path: x.y, init_args: 3}", "'", '"', "'a", "&a [*a]", "*a", "!!python/name:os.system ''",
-    "!!python/object/apply:os.system [echo]", "!!binary aGk=", "!!set {a}", "!!int x", "2020-01-01", "12:30:45", "%", "@",
+    "!!python/object/apply:os.system [echo]", "!!binary aGk=", "!!set {a}", "!!int x", "2020-01-01", "12:30:45", "%",
+    "@",
     "`", "|", ">", "? a", "- a", "a: b: c", "#", "é", "名", "🙂", "\u202edrow", "\x1b[31mred", "\x07", "a\nb", "a\tb",
     "\u2028", "\ud800", "../../x", "/dev/null", "/dev/full", "/proc/self/mem", "/", ".", "..", "~root", "store",
     "acts.npy", "a/b", "a" * 300, "a/" * 200, "${oc.env:HOME}", "${x}", "$HOME", "%(x)s", "{0}", "%s%s%n",
-    "<script>alert(1)</script>", "s3://x/y", "http://127.0.0.1:9/x", "file:///etc/passwd", "memory://x", "-", "--", "---",
-    "os.system", "os", "builtins.exec", "torch.hub.load", "lightning.pytorch.cli.LightningCLI", "lightning.pytorch.Trainer",
+    "<script>alert(1)</script>", "s3://x/y", "http://127.0.0.1:9/x", "file:///etc/passwd", "memory://x", "-", "--",
+    "---",
+    "os.system", "os", "builtins.exec", "torch.hub.load", "lightning.pytorch.cli.LightningCLI",
+    "lightning.pytorch.Trainer",
     f"{EVIL}.Callback", f"[{EVIL}.Callback]", f"{{class_path: {EVIL}.Callback}}", "planted", "resid_post.3",
     "bf16-mixed", "32-true", "16-true", "steps", "simple", "advanced"]  # fmt: skip
 
@@ -246,7 +249,8 @@ class Generator:
         name, pick = self.setting(), self.random
         at = pick.randrange(len(name))
         wrong = pick.choice([
-            name[:at] + name[at + 1 :], name[:at] + "q" + name[at + 1 :], name[:at] + name[at] + name[at:], name[: at + 1],
+            name[:at] + name[at + 1 :], name[:at] + "q" + name[at + 1 :], name[:at] + name[at] + name[at:],
+            name[: at + 1],
             f"{name}.x", f"x.{name}", name.upper(), name.replace(".", "..", 1), name.replace("_", "-"), self.word(),
         ])  # fmt: skip
         command = pick.choice(["fit", "cache"])
@@ -283,19 +287,25 @@ class Generator:
         laughs = "\n".join(f"l{i}: &l{i} [{', '.join([f'*l{i - 1}'] * 9)}]" if i else "l0: &l0 [x]" for i in range(9))
         maps = "\n".join(f"m{i}: &m{i} {{a: *m{i - 1}, b: *m{i - 1}}}" if i else "m0: &m0 {a: 1}" for i in range(25))
         contents = [
-            b"", b" ", b"\n\n", b"null", b"3", b"[]", b"{}", b"- a\n- b", b"text", b"\x00\x01\xff", os.urandom(0) + bytes(range(256)),
+            b"", b" ", b"\n\n", b"null", b"3", b"[]", b"{}", b"- a\n- b", b"text", b"\x00\x01\xff", bytes(range(256)),
             "data: {store: store}".encode("utf-16"), b"\xef\xbb\xbfdata: {store: store}", b"data:\n\tstore: store",
             b"data: {store: a}\ndata: {store: store}", b"data: &a {store: store}\nmodel: *a", b"data: &a [*a]",
             b"data: &a {store: *a}", b"<<: {data: {store: store}}", b"a: *nowhere", b"---\ndata: {}\n---\nmodel: {}",
             b"%YAML 9.9\n---\ndata: {}", b"data: !!python/object/apply:os.system ['touch EVIL']",
-            b"!!python/object/new:os.system ['touch EVIL']", b"data: !!python/module:evil_module", b"data: !include /etc/passwd",
+            b"!!python/object/new:os.system ['touch EVIL']", b"data: !!python/module:evil_module",
+            b"data: !include /etc/passwd",
             b"? {a: b}\n: c", b"[1]: 2", b"null: null", b"1: 2", b"data: {1: 2}", b"data: {null: 3}", b"true: false",
-            laughs.encode(), f"data: {{store: store}}\n{laughs}".encode(), maps.encode(), f"{laughs}\nmodel: *l8".encode(),
-            b"[" * 5000, b"{a: " * 3000, b"a: " * 3000, b"- " * 4000, b"data: {store: " + b"x" * 200_000 + b"}", b'"' * 999,
-            b"data: {store: store, planted: null, harvest: null, matrix: null}", b"data:", b"data: {}", b"trainer:", b"model: ",
+            laughs.encode(), f"data: {{store: store}}\n{laughs}".encode(), maps.encode(),
+            f"{laughs}\nmodel: *l8".encode(),
+            b"[" * 5000, b"{a: " * 3000, b"a: " * 3000, b"- " * 4000, b"data: {store: " + b"x" * 200_000 + b"}",
+            b'"' * 999,
+            b"data: {store: store, planted: null, harvest: null, matrix: null}", b"data:", b"data: {}", b"trainer:",
+            b"model: ",
             b"fit: {data: {store: store}}", b"config: config.yaml", b"subcommand: fit", b"class_path: os.system",
-            b"data: {class_path: os.system, init_args: {a: 1}}", b"seed_everything: [1]", b"seed_everything: -5", b"$schema: x",
-            b"__path__: x", b"data: {__path__: x, store: store}", b"{\"data\": {\"store\": \"store\"}}", b"\r\rdata: {}\r",
+            b"data: {class_path: os.system, init_args: {a: 1}}", b"seed_everything: [1]", b"seed_everything: -5",
+            b"$schema: x",
+            b"__path__: x", b"data: {__path__: x, store: store}", b"{\"data\": {\"store\": \"store\"}}",
+            b"\r\rdata: {}\r",
         ]  # fmt: skip
         words, _ = self.base(self.random.choice(["fit", "cache", "validate"]))
         return Case([*words, *(["--config=config.yaml"] if words[0] == "validate" else [])],
@@ -323,7 +333,8 @@ class Generator:
     def garbage(self) -> Case:
         """Words in no order."""
         pick = self.random
-        flags = ["--help", "-h", "--config", "-c", "--print_config", "--print_config=", "--version", "--", "-", "---", "-x",
+        flags = ["--help", "-h", "--config", "-c", "--print_config", "--print_config=", "--version", "--", "-", "---",
+        "-x",
             "--=", "=", "--allow_import", "--allow_import=", "--allow_import=os;x", "--config=", "--config=.", "--data",
             "--model", "--trainer", "--data={}", "--data=config.yaml", "--model=[]", "--trainer=null", "--data.help",
             "--print_shtab=bash", "fit", "cache", "predict", "FIT", "", " ", "--ckpt_path", "--import", "--doc_ids=x",
@@ -337,8 +348,9 @@ class Generator:
     def imported(self) -> Case:
         """Files of activations that are none, or other ones."""
         pick = self.random
-        files = {"x.npy": pick.choice([b"", b"\x93NUMPY", os.urandom(0), bytes(pick.randbytes(300))])}
-        names = ["acts.npy", "docs.npy", "x.npy", "nowhere.npy", "*.npy", "store", "store/train/planted/acts", "last.ckpt",
+        files = {"x.npy": pick.choice([b"", b"\x93NUMPY", pick.randbytes(300)])}
+        names = ["acts.npy", "docs.npy", "x.npy", "nowhere.npy", "*.npy", "store", "store/train/planted/acts",
+        "last.ckpt",
             "config.yaml", ".", "", "\x00", "s=acts.npy", "=acts.npy", "s=", "[", "**", "acts.npy/"]  # fmt: skip
         words = [
             pick.choice(["cache", "fit"]),
@@ -355,7 +367,8 @@ class Generator:
     def path(self) -> Case:
         """Files that are not what they should be."""
         pick = self.random
-        names = ["nowhere", "store", "config.yaml", "acts.npy", "last.ckpt", "x.ckpt", ".", "", "/dev/null", "last.ckpt/", "\x00",
+        names = ["nowhere", "store", "config.yaml", "acts.npy", "last.ckpt", "x.ckpt", ".", "", "/dev/null",
+        "last.ckpt/", "\x00",
             "store/zarr.json", "a" * 5000]  # fmt: skip
         name = pick.choice(["ckpt_path", "data.store", "config", "output", "data.harvest.model.name"])
         words, files = self.base(self.command())
@@ -374,7 +387,8 @@ class Generator:
             "planted": {"width": 8, "atoms": 12, "active": 2, "rows": 400},
             "matrix": {"files": {"s": "acts.npy"}, "doc_ids": "docs.npy"},
             "harvest": {"model": {"name": "nowhere/at-all"}, "sites": ["resid_post.0"],
-                        "corpus": {"class_path": "atoms.activations.TextFiles", "init_args": {"paths": ["config.yaml"]}}},
+                        "corpus": {"class_path": "atoms.activations.TextFiles",
+                        "init_args": {"paths": ["config.yaml"]}}},
         }[source]  # fmt: skip
         mine = [name for name in SETTINGS if name.startswith(f"data.{source}.") and name.count(".") == 2]
         change = merged(settings, {})
@@ -407,7 +421,8 @@ def prepare(folder: Path) -> None:
     )
     with contextlib.chdir(folder), contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
         main(["fit", "--data.store=store", "--data.batch_size=64", "--data.lanes=4", "--model.target_l0=2",
-              "--model.expansion=2", "--trainer.max_epochs=1", "--trainer.logger=false", "--trainer.accelerator=cpu"])  # fmt: skip
+              "--model.expansion=2", "--trainer.max_epochs=1", "--trainer.logger=false",
+              "--trainer.accelerator=cpu"])  # fmt: skip
     (saved,) = folder.glob("runs/**/*.ckpt")
     saved.rename(folder / "last.ckpt")
     shutil.rmtree(folder / "runs")
