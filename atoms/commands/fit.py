@@ -134,6 +134,12 @@ class AtomsCLI(LightningCLI):
             if key not in data:
                 self.config[command].data[key] = value
 
+    def _set_seed(self) -> None:
+        try:
+            super()._set_seed()
+        except (ValueError, TypeError, OverflowError) as error:
+            raise AtomsError(f"seed_everything: {printable(str(error))}") from error
+
     def before_instantiate_classes(self) -> None:
         """Only the first rank of a fit needs a logger, and MLflow's makes a database as soon as it is built."""
         trainer = self.config[self.subcommand].trainer

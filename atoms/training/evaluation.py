@@ -6,10 +6,11 @@ from pathlib import Path
 from typing import Any
 
 import lightning as L
+from lightning.fabric.utilities.exceptions import MisconfigurationException
 from rich.console import Console
 
 from atoms.activations.datamodule import ActivationDataModule
-from atoms.errors import printable
+from atoms.errors import AtomsError, printable
 from atoms.training import checkpoint
 from atoms.training.mlflow_logger import AtomsMLFlowLogger, child_run
 from atoms.training.module import TSAEModule
@@ -21,15 +22,21 @@ def silent_trainer(settings: dict[str, Any]) -> L.Trainer:
 
     Args:
         settings: Where to run: accelerator, devices, strategy, num_nodes, precision.
+
+    Raises:
+        AtomsError: If there is no such place.
     """
-    return L.Trainer(
-        **settings,
-        logger=False,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        use_distributed_sampler=False,
-    )
+    try:
+        return L.Trainer(
+            **settings,
+            logger=False,
+            enable_checkpointing=False,
+            enable_progress_bar=False,
+            enable_model_summary=False,
+            use_distributed_sampler=False,
+        )
+    except (MisconfigurationException, ValueError, TypeError) as error:
+        raise AtomsError(f"trainer: {printable(str(error))}") from error
 
 
 def judge(
