@@ -273,14 +273,15 @@ def _prepare(settings: HarvestSpec, path: Path) -> HarvestModule:
         vocabulary=getattr(resolved.config.get_text_config(), "vocab_size", None),
     )
     frame = _frame(settings, text.special, tokenizer)
-    groups = near_duplicate_groups(text.compared, together=text.together)
+    held = np.flatnonzero(text.rows)  # what leaves no row must not tie together what does
+    groups = near_duplicate_groups([text.compared[i] for i in held.tolist()], together=text.together[held])
     shares = {"train": 1 - settings.val - settings.test, "val": settings.val, "test": settings.test}
-    dealt = assign_splits(groups, text.rows, shares, settings.seed)
+    dealt = assign_splits(groups, text.rows[held], shares, settings.seed)
     how: Cut = "packed" if settings.packing else "pieces" if settings.tokens == "all" else "windows"
     splits = {
         split: Sequences.cut(
             text.ids,
-            document_order(dealt.documents(split), settings.seed),
+            document_order(held[dealt.documents(split)], settings.seed),
             context=settings.context,
             keep=text.keep,
             how=how,
