@@ -199,6 +199,23 @@ def test_equal_rows_across_splits_are_counted(rows, capsys):
     assert f"6 of {len(held_out)} held-out rows are equal to a row learnt from" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(("value", "dtype"), [(np.nan, "auto"), (np.inf, "auto"), (1e6, "float16")])
+def test_rows_that_are_no_numbers_are_said(rows, value, dtype, capsys):
+    """Whether a store may hold them is the writer's to say; how many there are is said either way."""
+    rows[[3, 500], [0, 1]] = value
+    np.save("acts.npy", rows)
+    refused = store = None
+    try:
+        store = stored(spec(dtype=dtype))
+    except AtomsError as error:
+        refused = str(error)
+    if refused:
+        assert re.match(r"data\.matrix\.files: [12] of \d+ rows of s in one block hold NaN", refused)
+    else:
+        assert store.extra["not_finite"] == {"s": 2}
+        assert "2 of 900 rows of s hold NaN or infinite values" in capsys.readouterr().err
+
+
 def test_memory_is_a_block_and_a_window(monkeypatch):
     np.save("acts.npy", np.lib.format.open_memmap("big.npy", "w+", np.float32, (40_000, 64)))
     monkeypatch.setattr("atoms.activations.matrix_files.WINDOW_BYTES", 2**16)

@@ -322,7 +322,7 @@ def import_matrix(spec: MatrixSpec, path: Path) -> None:
                     _write(spec, deal, writer, span, rows)
                     moments.after(span)
                 for site, values in rows.items():
-                    broken[site] += int((~values.isfinite().all(1)).sum())
+                    broken[site] += _not_finite(values)
                 twins.see(span.split, [_bits(values) for values in rows.values()])
                 meter.advance(span.rows)
         moments.finish()
@@ -394,12 +394,26 @@ def _write(spec: MatrixSpec, deal: Deal, writer: StoreWriter, span: Span, rows: 
     if given is not None:
         token_id[slots] = _int32("token_ids", given[numbers])
     doc_id[slots], position[slots] = deal.doc_id(numbers), spec.position(numbers)
-    writer.write_block(span, rows, token_id=token_id, doc_id=doc_id, position=position)
+    try:
+        writer.write_block(span, rows, token_id=token_id, doc_id=doc_id, position=position)
+    except AtomsError as error:
+        bad = {site: count for site, values in rows.items() if (count := _not_finite(values))}
+        if not bad:
+            raise
+        counts = ", ".join(f"{count:,} of {span.rows:,} rows of {site}" for site, count in bad.items())
+        raise AtomsError(
+            f"{FILES}: {counts} in one block hold NaN or infinite values as {spec.storage}: leave those rows out, or "
+            "set data.matrix.dtype to bfloat16 or float32 if they overflow"
+        ) from error
 
 
 def _slots(spec: MatrixSpec, span: Span) -> NDArray[np.int64]:
     """Where the rows of a block land in it, in the order of the files."""
     return permutation(span.rows, spec.seed, "rows", span.split, span.index)
+
+
+def _not_finite(values: Tensor) -> int:
+    return int((~values.isfinite().all(1)).sum())
 
 
 def _bits(values: Tensor) -> NDArray[Any]:
