@@ -10,7 +10,7 @@ import torch
 from atoms.activations.grouping import SHINGLE
 from atoms.activations.identity import digest_of
 from atoms.activations.language_model import ModelSpec, ResolvedModel, meta_model, resolve
-from atoms.activations.sites import site_widths
+from atoms.activations.site_reader import site_widths
 from atoms.activations.spec import STORAGE
 from atoms.activations.text import Corpus
 from atoms.errors import AtomsError
@@ -116,4 +116,4 @@ class HarvestSpec:
 
     def widths(self) -> dict[str, int]:
         """Width of every site, from a model without weights."""
-        return site_widths(meta_model(self.resolved), self.sites)
+        return site_widths(meta_model(self.resolved.config), self.sites)
