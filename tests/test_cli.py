@@ -52,7 +52,7 @@ def refused(capsys):
 def test_usage_names_every_command(words, capsys):
     main(words)
     said = capsys.readouterr().out
-    for command in ("cache", "fit", "validate", "test", "predict"):
+    for command in ("cache", "fit", "validate", "test", "predict", "sites"):
         assert f"  atoms {command}" in said
 
 
@@ -69,6 +69,7 @@ def test_version(capsys):
         ("validate", "--ckpt_path"),
         ("test", "--ckpt_path"),
         ("predict", "--output"),
+        ("sites", "--modules"),
     ],
 )
 def test_help_of_every_command(command, setting, capsys):

@@ -146,11 +146,19 @@ def meta_model(config: PretrainedConfig) -> PreTrainedModel:
     """Build a model on the meta device: every module and shape, no weights.
 
     Attention and experts are computed in the ways that look at no values, so that a forward goes through.
+
+    Raises:
+        AtomsError: If transformers cannot build a model of this kind here.
     """
-    with torch.device("meta"):
-        model: PreTrainedModel = AutoModel.from_config(  # type: ignore[no-untyped-call]
-            deepcopy(config), attn_implementation="eager", experts_implementation="batched_mm"
-        )
+    try:
+        with torch.device("meta"):
+            model: PreTrainedModel = AutoModel.from_config(  # type: ignore[no-untyped-call]
+                deepcopy(config), attn_implementation="eager", experts_implementation="batched_mm"
+            )
+    except (ImportError, ValueError) as error:
+        raise AtomsError(
+            f"data.harvest.model.name: no {config.model_type} can be built ({_first_line(error)}); name another model"
+        ) from error
     return _prepare(model)
 
 

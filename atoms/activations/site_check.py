@@ -14,6 +14,7 @@ A place named by its module's path promises nothing and is not checked.
 
 from collections.abc import Iterable, Mapping
 from itertools import product, takewhile
+from math import inf, isfinite
 
 import torch
 from torch import Tensor
@@ -175,23 +176,28 @@ class _Check:
             self._settle(site, gap, "resid_pre, attn_out and mlp_out sum to what differs from resid_post")
 
     def _adds_within(self, site: Site, pre: Tensor, branch: Tensor) -> bool:
-        """Whether some value the block knew before the branch, plus the branch, is a value the block knows."""
+        """Whether the block adds the branch to its residual stream and takes what comes of it further.
+
+        The stream is what entered the block for the attention, and something the block made of it before for the MLP.
+        """
         path = f"{model_blocks(self.model)[0]}.{site.depth}"
         modules = self.model.get_submodule(path).named_modules()
         with Calls({f"{path}.{name}".rstrip("."): module for name, module in modules}) as calls:
             self.model(**self.inputs)
         shape = self.inputs["input_ids"].shape
-        earlier = list(takewhile(lambda call: call.path != site.module_path, calls.heard))
-        known = [pre, *(rows for call in earlier for rows in _ends(call, shape, branch))]
+        earlier = takewhile(lambda call: call.path != site.module_path, calls.heard)
+        made = (rows for call in earlier for rows in _ends(call, shape, branch) if _gap(rows, pre) is not None)
+        streams = [pre] if site.kind == "attn_out" else list(made)
         heard = (rows for call in calls.heard for rows in _ends(call, shape, branch))
-        return any(_gap_of_sum([stream, branch], total) is None for total, stream in product(heard, known))
+        return any(_gap_of_sum([stream, branch], total) is None for total, stream in product(heard, streams))
 
     def _settle(self, site: Site, gap: float | None, finding: str) -> None:
         """Raise unless a comparison came out even."""
         if gap is not None:
+            size = f"by up to {gap:.3g}" if isfinite(gap) else "in width"
             raise AtomsError(
                 f"data.harvest.sites: {site.name!r} ({site.place}) is not what that name promises, because in "
-                f"{type(self.model).__name__} {finding} by up to {gap:.3g}; write {site.place!r} if that place is "
+                f"{type(self.model).__name__} {finding} {size}; write {site.place!r} if that place is "
                 "meant, or another module's path (`atoms sites --model NAME --modules` lists them)"
             )
 
@@ -209,7 +215,7 @@ def _gap(found: Tensor, truth: Tensor, *, products: bool = False) -> float | Non
     rounding grows with the row it belongs to.
     """
     if found.numel() != truth.numel():
-        return float("inf")
+        return inf
     precision = torch.finfo(truth.dtype).eps
     found, truth = _exact(found), _exact(truth.reshape(found.shape))
     scale = truth.abs()

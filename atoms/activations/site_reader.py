@@ -38,7 +38,7 @@ def site_widths(meta_model: PreTrainedModel, names: Iterable[str]) -> dict[str, 
 
     try:
         return _on_meta(meta_model, read)
-    except (RuntimeError, NotImplementedError) as error:
+    except _NoForwardError as error:
         return {site.name: _declared_width(meta_model, site, error) for site in reader.sites}
 
 
@@ -72,25 +72,34 @@ def module_widths(meta_model: PreTrainedModel) -> dict[str, Ends]:
 
     try:
         return _on_meta(meta_model, listen)
-    except (RuntimeError, NotImplementedError) as error:
+    except _NoForwardError as error:
         raise AtomsError(
-            f"the modules of {type(meta_model).__name__} cannot be listed without its weights "
-            f"({str(error).splitlines()[0]}); leave --modules out"
+            f"the modules of {type(meta_model).__name__} cannot be listed without its weights ({error}); leave "
+            "--modules out"
         ) from error
+
+
+class _NoForwardError(Exception):
+    """A model's forward does not run without values."""
 
 
 def _on_meta(model: PreTrainedModel, run: Callable[[dict[str, Tensor]], Result]) -> Result:
     """Run a model without weights on a few tokens, in more than one sequence to tell what all sequences share."""
     ids = torch.zeros((2, 5), dtype=torch.int64, device=model.device)
+    failure = ""
     # Bidirectional models look at the values of a mask; causal ones, without a mask, look for padding in the ids.
-    with torch.no_grad():
+    for mask in ({}, {"attention_mask": torch.ones_like(ids)}):
         try:
-            return run({"input_ids": ids})
-        except (RuntimeError, NotImplementedError):
-            return run({"input_ids": ids, "attention_mask": torch.ones_like(ids)})
+            with torch.no_grad():
+                return run({"input_ids": ids, **mask})
+        except AtomsError:
+            raise
+        except Exception as error:  # code of any model, which misses values, or inputs that are no text
+            failure = (str(error).strip() or type(error).__name__).splitlines()[0]
+    raise _NoForwardError(failure)
 
 
-def _declared_width(model: PreTrainedModel, site: Site, error: Exception) -> int:
+def _declared_width(model: PreTrainedModel, site: Site, error: _NoForwardError) -> int:
     """Width of a site as the configuration or the module states it."""
     module = model.get_submodule(site.module_path)
     if isinstance(module, nn.Linear):
@@ -101,7 +110,7 @@ def _declared_width(model: PreTrainedModel, site: Site, error: Exception) -> int
         return int(model.config.get_text_config().hidden_size)
     raise AtomsError(
         f"data.harvest.sites: the width of {site.name!r} cannot be told without the weights of {type(model).__name__} "
-        f"({str(error).splitlines()[0]}); name a place in a block (as resid_post.N) or a linear module"
+        f"({error}); name a place in a block (as resid_post.N) or a linear module"
     ) from error
 
 

@@ -51,6 +51,8 @@ _PLACES: dict[str, tuple[tuple[str, ...], ...]] = {
         ("mlp.Wo",),
         ("ffn.lin2",),
         ("ffn.down_proj",),
+        ("feed_forward.down_proj",),
+        ("feed_forward.w2",),
         ("fc1", "fc2"),
     ),
     "mlp_out": (
@@ -61,6 +63,7 @@ _PLACES: dict[str, tuple[tuple[str, ...], ...]] = {
         ("mlp",),
         ("ffn.down_proj",),
         ("ffn",),
+        ("feed_forward",),
         ("fc1", "fc2"),
     ),
 }
