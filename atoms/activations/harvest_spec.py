@@ -31,7 +31,8 @@ class HarvestSpec:
     corpus: Corpus
     """The text."""
     sites: list[str]
-    """Places in the model: ``resid_post.3`` (after block 3, counted from 0), ``mlp_out.3``, or any module's path."""
+    """Places in the model: ``resid_post.3`` (after block 3, counted from 0), ``mlp_out.3``, or any module's path;
+    ``atoms sites`` lists them."""
     root: str = "activations"
     """Directory under which stores are kept."""
     context: int = 128
