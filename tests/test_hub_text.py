@@ -20,7 +20,7 @@ def files(tmp_path, monkeypatch):
 
 def test_a_document_per_row_that_has_text(files):
     corpus = HubText("json", data_files=files)
-    assert [tuple(document) for document in corpus.documents()] == [("json#0", "one"), ("json#2", "two")]
+    assert [(document.name, document.text) for document in corpus.documents()] == [("json#0", "one"), ("json#2", "two")]
     assert [document.text for document in HubText("json", data_files=files, limit=1).documents()] == ["one"]
 
 

@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from typing import Any
 
-from atoms.activations.text import Corpus, Document, at_most, check_limit
+from atoms.activations.corpus import Corpus, Document, at_most, check_limit
 from atoms.errors import AtomsError
 
 
