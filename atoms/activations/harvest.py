@@ -320,7 +320,7 @@ def _prepare(settings: HarvestSpec, path: Path) -> HarvestModule:
 
 def _check_causal(settings: HarvestSpec, tokenizer: PreTrainedTokenizerBase) -> None:
     """Refuse to pack for a model in which a document would be read in the light of the next."""
-    modules = meta_model(settings.resolved).modules()
+    modules = meta_model(settings.resolved.config).modules()
     if any(getattr(module, "is_causal", None) is False for module in modules) or special_tokens(tokenizer).suffix:
         raise AtomsError(
             f"data.harvest.packing: {settings.model.name} reads in both directions, so that a document would be read "
