@@ -14,12 +14,14 @@ import torch
 from tokenizers.processors import TemplateProcessing
 from transformers import AutoModel, AutoTokenizer, PreTrainedTokenizerFast
 
-from atoms.activations import Corpus, CounterFact, TextFiles
+from atoms.activations import Corpus, CounterFact, TableFiles, TextFiles, TokenFiles
 from atoms.activations import harvest as harvest_module
 from atoms.activations.harvest import harvest
 from atoms.activations.harvest_spec import HarvestSpec
 from atoms.activations.language_model import ModelSpec
 from atoms.activations.store import ActivationStore
+from atoms.activations.text import document_order
+from atoms.cli import main
 from atoms.errors import AtomsError
 
 CPU: dict[str, Any] = {"accelerator": "cpu", "devices": 1}
@@ -213,7 +215,9 @@ def test_special_tokens_leave_rows_when_asked(tiny_bert, text_folder, special):
 
 
 @pytest.mark.parametrize("special", ["drop", "all"])
-def test_packed_documents_are_read_end_to_end(chat_gpt2, text_folder, special):
+def test_packed_documents_are_read_end_to_end(chat_gpt2, text_folder, special, monkeypatch):
+    grid = harvest_module.Grid(16, 112, 112)  # no multiple of the context, so that sequences straddle blocks
+    monkeypatch.setattr(harvest_module.Grid, "choose", classmethod(lambda *_: grid))
     store = run(chat_gpt2, TextFiles([str(text_folder)]), packing=True, special=special, context=40)
     documents = ids_of(chat_gpt2, read(text_folder))
     rows, found = rows_of_sequences(store), 0
@@ -261,8 +265,6 @@ def rows_of_sequences(store: ActivationStore) -> dict[tuple[str, int, int, int],
 
 def split_order(store: ActivationStore, split: str) -> list[int]:
     """A split's documents as the plan lays them: the shuffle fixed by the seed."""
-    from atoms.activations.text import document_order
-
     return document_order(np.unique(store.tokens(split)["doc_id"]), seed=0).tolist()
 
 
@@ -309,3 +311,111 @@ def test_the_corpus_is_read_as_far_as_asked(tiny_bert, text_folder, capfd):
     assert f"note     reading stopped after 40 documents with {lengths[39]:,} tokens (data.harvest.max_tokens" in said
     assert sum(store.n_rows(split) for split in store.splits) == lengths[39]
     assert max(store.tokens(split)["doc_id"].max() for split in store.splits) == 39
+
+
+# ------------------------------------------------------------------------------------------ conversations and token ids
+
+
+@pytest.fixture(scope="module")
+def conversations(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    picks = torch.randint(0, 200, (40, 24), generator=torch.Generator().manual_seed(4)).tolist()
+    path = tmp_path_factory.mktemp("chats") / "chats.jsonl"
+    turns = [
+        [" ".join(f"w{i}" for i in row[a : a + 8]) for a in (0, 8, 16)[: 1 + n % 3]] for n, row in enumerate(picks)
+    ]
+    lines = [{"messages": [{"role": "user", "content": text} for text in chat]} for chat in turns]
+    path.write_text("\n".join(map(json.dumps, lines)))
+    return path
+
+
+@pytest.mark.parametrize(("special", "front"), [("drop", 1), ("bos", 0), ("all", 0)])
+def test_conversations_are_run_as_rendered(chat_gpt2, conversations, special, front):
+    store = run(chat_gpt2, TableFiles([str(conversations)], column="messages"), special=special, context=31)
+    tokenizer = AutoTokenizer.from_pretrained(chat_gpt2)
+    chats = [json.loads(line)["messages"] for line in conversations.read_text().splitlines()]
+    whole = [tokenizer.apply_chat_template(chat)["input_ids"] for chat in chats]
+    assert all(ids.count(BOS) == 1 for ids in whole)  # the template's own
+    expected = {}
+    for number, (ids, rows) in enumerate(zip(whole, forward(chat_gpt2, whole), strict=True)):
+        for place, (token, row) in enumerate(zip(ids, rows, strict=True)):
+            dropped = {"drop": (BOS, EOS, USER), "bos": (EOS, USER), "all": ()}[special]
+            if token not in dropped:
+                expected[number, place - front, token] = row
+    assert_rows(rows_of(store), expected)
+
+
+def test_a_long_conversation_goes_on_in_another_sequence(chat_gpt2, conversations):
+    store = run(chat_gpt2, TableFiles([str(conversations)], column="messages"), tokens="last", context=12)
+    tokenizer = AutoTokenizer.from_pretrained(chat_gpt2)
+    chats = [json.loads(line)["messages"] for line in conversations.read_text().splitlines()]
+    inner = [tokenizer.apply_chat_template(chat)["input_ids"][1:-1] for chat in chats]  # ends with its last word
+    shown = forward(chat_gpt2, [[BOS, *ids[-12:]] for ids in inner])
+    rows = {(n, min(len(ids), 12) - 1, ids[-1]): row[-1] for n, (ids, row) in enumerate(zip(inner, shown, strict=True))}
+    assert_rows(rows_of(store), rows)
+
+
+def test_conversations_need_a_template(tiny_bert, conversations):
+    corpus = TableFiles([str(conversations)], column="messages")
+    refused(tiny_bert, corpus, r"corpus holds conversations, and the tokenizer of .* has no chat template")
+
+
+def test_another_template_is_another_store(chat_gpt2, conversations, tmp_path):
+    corpus = TableFiles([str(conversations)], column="messages")
+    model = Path(shutil.copytree(chat_gpt2, tmp_path / "other"))
+    before = HarvestSpec(ModelSpec(str(model)), corpus, [SITE]).directory()
+    (template,) = model.glob("chat_template*")
+    template.write_text(template.read_text().replace("</s>", ""))
+    assert HarvestSpec(ModelSpec(str(model)), corpus, [SITE]).directory() != before
+
+
+def test_ids_leave_the_rows_of_their_text(chat_gpt2, text_folder, tmp_path):
+    """Of a table with BOS, of an array without, and of a stream that ends documents with EOS."""
+    documents = [ids[:20] for ids in ids_of(chat_gpt2, read(text_folder))]
+    table = tmp_path / "ids.jsonl"
+    table.write_text("\n".join(json.dumps({"input_ids": [BOS, *ids]}) for ids in documents))
+    np.save(tmp_path / "ids.npy", np.array(documents, np.uint16))
+    np.array([token for ids in documents for token in [*ids, EOS]], np.uint16).tofile(tmp_path / "ids.bin")
+
+    def expected(front: list[int]) -> dict[Row, np.ndarray]:
+        shown = forward(chat_gpt2, [[*front, *ids] for ids in documents])
+        return {
+            (number, place, token): rows[place + len(front)]
+            for number, (ids, rows) in enumerate(zip(documents, shown, strict=True))
+            for place, token in enumerate(ids)
+        }
+
+    assert_rows(rows_of(run(chat_gpt2, TableFiles([str(table)], column="input_ids"))), expected([BOS]))
+    assert_rows(rows_of(run(chat_gpt2, TokenFiles([str(tmp_path / "ids.npy")]))), expected([]))
+    assert_rows(rows_of(run(chat_gpt2, TokenFiles([str(tmp_path / "ids.bin")], separator=EOS))), expected([]))
+
+
+def test_ids_of_another_model(tiny_bert, tmp_path):
+    np.save(tmp_path / "ids.npy", np.array([[5, 6], [7, 205]]))
+    message = r"corpus: ids\.npy#1 holds token id 205, and the vocabulary of .* has 205; tokenise with this model's"
+    refused(tiny_bert, TokenFiles([str(tmp_path / "ids.npy")]), message)
+
+
+# ------------------------------------------------------------------------------------------ from a command line
+
+
+def test_a_config_names_corpus_and_tokens(tiny_bert, facts, tmp_path):
+    config = tmp_path / "facts.yaml"
+    config.write_text(
+        f"""
+        data:
+          harvest:
+            model: {{name: {tiny_bert}}}
+            corpus:
+              class_path: atoms.activations.CounterFact
+              init_args: {{path: {facts}, prompts: [prompt]}}
+            sites: [{SITE}]
+            context: 30
+            tokens: subject_last
+        """
+    )
+    main(["cache", "--config", str(config)])
+    (path,) = Path("activations").iterdir()
+    store = ActivationStore.open(path)
+    assert sum(store.n_rows(split) for split in store.splits) == 60
+    assert store.spec.provenance["tokens"] == "subject_last"
+    assert store.spec.provenance["corpus_settings"]["prompts"] == ["prompt"]

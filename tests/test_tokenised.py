@@ -213,11 +213,15 @@ def test_conversations_are_compared_by_what_is_said():
     """The instructions before and the markers between are those of every conversation."""
     rules = ("system", " ".join(["the cat sat on the mat"] * 5))
     same = ("user", " ".join(["dog sat"] * 10))
-    corpus = Given(chat(rules, ("user", "on mat")), chat(rules, ("user", "cat")), chat(same), chat(rules, same))
-    tokenised = tokenise(corpus, words())
+    parts = Document("d", messages=({"role": "user", "content": [{"type": "text", "text": same[1]}]},))
+    corpus = Given(
+        chat(rules, ("user", "on mat")), chat(rules, ("user", "cat")), chat(same), chat(rules, same), parts,
+        chat(("system", "on")), chat(("system", "dog")),
+    )  # fmt: skip
+    tokenised = tokenise(corpus, words(template=TEMPLATE.replace("m.content", "m.content | string")))
     groups = near_duplicate_groups(tokenised.compared, together=tokenised.together)
-    assert len(set(groups)) == 3
-    assert groups[2] == groups[3]
+    assert len(set(groups)) == 5
+    assert groups[2] == groups[3] == groups[4]
 
 
 def test_a_tokenizer_without_a_template():

@@ -3,6 +3,10 @@
 from atoms.activations.corpus import Corpus, Document
 from atoms.activations.counterfact import CounterFact
 from atoms.activations.hub_text import HubText
+from atoms.activations.tables import TableFiles
 from atoms.activations.text import StdlibDocstrings, TextFiles
+from atoms.activations.token_files import TokenFiles
 
-__all__ = ["Corpus", "CounterFact", "Document", "HubText", "StdlibDocstrings", "TextFiles"]
+__all__ = [
+    "Corpus", "CounterFact", "Document", "HubText", "StdlibDocstrings", "TableFiles", "TextFiles", "TokenFiles",
+]  # fmt: skip

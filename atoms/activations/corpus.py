@@ -3,6 +3,7 @@
 import glob
 import hashlib
 import json
+import reprlib
 from abc import ABC, abstractmethod
 from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass
@@ -78,6 +79,51 @@ class Corpus(ABC):
     def describe(self) -> dict[str, Any]:
         """Plain values that say which corpus this is, for a manifest or a report."""
         return {"corpus": type(self).__name__, **self.settings()}
+
+
+def document_of(name: str, value: Any, where: str, group: str | None = None) -> Document | None:
+    """The document that a cell of a table is; what it holds says of which kind.
+
+    Args:
+        name: Name of the document.
+        value: A string is text, a list of ``{"role", "content"}`` a conversation, a list of integers token ids.
+        where: The cell's place, for messages.
+        group: Key of what is held out together with it.
+
+    Returns:
+        The document, or None for an empty cell.
+
+    Raises:
+        AtomsError: If the cell holds anything else.
+    """
+    if value is None or (isinstance(value, str | list) and not value):
+        return None
+    if isinstance(value, str):
+        text = value.strip()
+        return Document(name, text, group=group) if text else None
+    if isinstance(value, list) and all(type(token) is int for token in value):
+        return Document(name, ids=token_ids(np.array(value), where), group=group)
+    if isinstance(value, list) and all(
+        isinstance(turn, dict) and isinstance(turn.get("role"), str) and "content" in turn for turn in value
+    ):
+        # A table gives every turn the columns of all turns.
+        turns = tuple({key: part for key, part in turn.items() if part is not None} for turn in value)
+        return Document(name, messages=turns, group=group)
+    raise AtomsError(
+        f"data.harvest.corpus.column: {where} holds {reprlib.repr(value)}, which is neither text, nor messages with "
+        "role and content, nor token ids; name another column"
+    )
+
+
+def token_ids(values: NDArray[Any], where: str) -> NDArray[np.int32]:
+    """Token ids as int32.
+
+    Raises:
+        AtomsError: If they are no integers, or too large to be ids.
+    """
+    if values.dtype.kind not in "iu" or values.max(initial=0) >= 2**31 or values.min(initial=0) < -(2**31):
+        raise AtomsError(f"data.harvest.corpus: {where} holds {reprlib.repr(values.tolist())}, which are no token ids")
+    return values.astype(np.int32)
 
 
 def corpus_files(paths: list[str], suffixes: Collection[str]) -> list[tuple[str, Path]]:

@@ -3,7 +3,7 @@
 import csv
 import json
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -16,6 +16,7 @@ SUFFIXES = (".jsonl", ".ndjson", ".json", ".parquet", ".csv", ".tsv")
 _ROWS_AT_ONCE = 1024
 _CHARS_AT_ONCE = 2**16
 _BLANK = " \t\r\n"
+_NUMERIC = "0123456789.eE+-"
 
 
 class Row(NamedTuple):
@@ -29,30 +30,29 @@ class Row(NamedTuple):
     """What it holds: for a table a dict of columns."""
 
 
-def read_rows(file: Path, setting: str, column: str | None = None) -> Iterator[Row]:
+def read_rows(file: Path, setting: str, columns: Sequence[str] | None = None) -> Iterator[Row]:
     """Yield the rows of a file in order.
 
     Args:
         file: A JSON list, a JSON value a line (``.jsonl``), a CSV file with a header, or a Parquet file.
         setting: The setting that named it, for messages.
-        column: Read only this column where that saves work; it is checked for either way. None reads all.
+        columns: Columns that every row must have; no other is read where that saves work. None takes rows as they are.
 
     Raises:
-        AtomsError: If the file cannot be read or understood, or lacks the column.
+        AtomsError: If the file cannot be read or understood, or lacks a column.
     """
     suffix = file.suffix.lower()
     if suffix not in SUFFIXES:
         raise AtomsError(f"{setting}: {file} is of no kind that can be read; give {', '.join(SUFFIXES)}")
     with _reading(file, setting):
         if suffix == ".parquet":
-            rows = _parquet(file, setting, column)
+            rows = _parquet(file, setting, columns)
         elif suffix in (".csv", ".tsv"):
             rows = _csv(file, setting, "\t" if suffix == ".tsv" else ",")
         else:
             rows = _json_lines(file, setting) if suffix != ".json" else _json_list(file, setting)
         for row in rows:
-            if column is not None and (not isinstance(row.value, dict) or column not in row.value):
-                raise _no_column(setting, row.where, column, row.value if isinstance(row.value, dict) else ())
+            _require(columns, row.value, row.where)
             yield row
 
 
@@ -70,11 +70,15 @@ def _reading(file: Path, setting: str) -> Iterator[None]:
         raise AtomsError(f"{setting}: cannot read {file}: {error.strerror or ' '.join(str(error).split())}") from error
 
 
-def _no_column(setting: str, where: str, column: str, columns: Any) -> AtomsError:
-    there = ", ".join(map(str, columns)) or "no columns"
-    return AtomsError(
-        f"{setting.rpartition('.')[0]}.column is {column!r}, but {where} has {there}: name the one that is meant"
-    )
+def _require(columns: Sequence[str] | None, there: Any, where: str) -> None:
+    """Refuse what lacks a column: a row, or the names in a header."""
+    there = there if isinstance(there, dict | list) else ()
+    for column in columns or ():
+        if column not in there:
+            raise AtomsError(
+                f"data.harvest.corpus: {where} has no column {column!r} but {', '.join(map(str, there)) or 'none'}: "
+                "name the one that is meant"
+            )
 
 
 def _json_lines(file: Path, setting: str) -> Iterator[Row]:
@@ -130,8 +134,8 @@ def _json_list(file: Path, setting: str) -> Iterator[Row]:
             while True:
                 try:
                     value, end = decoder.raw_decode(text)
-                    # A number at the end of what was read may go on.
-                    if end < len(text) or ended:
+                    # A number at the end of what was read may go on: 1 to 1.5, and 1. as well.
+                    if ended or not isinstance(value, int | float) or text[end : end + 1].strip(_NUMERIC):
                         break
                 except RecursionError as error:
                     raise _broken(setting, file, number, str(error)) from error
@@ -157,6 +161,8 @@ def _csv(file: Path, setting: str, delimiter: str) -> Iterator[Row]:
         reader = csv.reader(stream, delimiter=delimiter, strict=True)
         try:
             header = next(reader, [])
+            if len(set(header)) < len(header):
+                raise AtomsError(f"{setting}: {file} names a column twice in its header; rename one")
             number = 0
             for fields in reader:
                 where = f"{file} line {reader.line_num}"
@@ -173,17 +179,15 @@ def _csv(file: Path, setting: str, delimiter: str) -> Iterator[Row]:
             raise AtomsError(f"{setting}: {file} line {reader.line_num} is not CSV ({error}); mend it") from error
 
 
-def _parquet(file: Path, setting: str, column: str | None) -> Iterator[Row]:
+def _parquet(file: Path, setting: str, columns: Sequence[str] | None) -> Iterator[Row]:
     import pyarrow as pa  # slow to import
     import pyarrow.parquet as pq
 
     try:
         with pq.ParquetFile(file) as table:
-            names = table.schema_arrow.names
-            if column is not None and column not in names:
-                raise _no_column(setting, str(file), column, names)
+            _require(columns, table.schema_arrow.names, str(file))
             number = 0
-            for batch in table.iter_batches(_ROWS_AT_ONCE, columns=None if column is None else [column]):
+            for batch in table.iter_batches(_ROWS_AT_ONCE, columns=columns and list(columns)):
                 for value in batch.to_pylist():
                     yield Row(f"{file} row {number}", number, value)
                     number += 1

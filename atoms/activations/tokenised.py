@@ -236,7 +236,9 @@ class _Reader:
         words = self.tokenizer(spoken, add_special_tokens=False, truncation=False, verbose=False)["input_ids"]
         for ids, compared in zip(whole, words, strict=True):
             array = np.array(ids, np.int32)
-            yield _Read(array, np.isin(array, self.special_ids), np.array(compared, np.int32), (_NOWHERE, _NOWHERE))
+            special = np.isin(array, self.special_ids)
+            said = np.array(compared, np.int32) if compared else array[~special]
+            yield _Read(array, special, said, (_NOWHERE, _NOWHERE))
 
     def _render(self, document: Document) -> str:
         from jinja2 import TemplateError  # transformers asks for it only where there are templates
@@ -287,8 +289,10 @@ def _kind(document: Document) -> str:
 def _words(messages: Iterable[Message]) -> Iterator[str]:
     """What is said in a conversation; instructions that all of them share would make them one group."""
     for message in messages:
-        if message.get("role") not in ("system", "developer") and isinstance(message.get("content"), str):
-            yield message["content"]
+        if message.get("role") not in ("system", "developer"):
+            content = message.get("content")
+            parts = content if isinstance(content, list) else [{"text": content}]
+            yield from (part["text"] for part in parts if isinstance(part, dict) and isinstance(part.get("text"), str))
 
 
 def _select(
