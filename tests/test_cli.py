@@ -336,7 +336,7 @@ def test_configs_run_on_a_tiny_model_of_the_family(config, tiny_folder, text_fol
         words += {
             # the tiny tokenizer knows none of the docstrings' words
             "StdlibDocstrings": [
-                f"--data.harvest.corpus={{class_path: atoms.activations.TextFiles, init_args: {{paths: [{text_folder}]}}}}"
+                f"--data.harvest.corpus={{class_path: TextFiles, init_args: {{paths: [{text_folder}]}}}}"
             ],
             "TextFiles": [f"--data.harvest.corpus.paths=[{text_folder}]"],
             "CounterFact": [f"--data.harvest.corpus.path={facts}"],
