@@ -5,6 +5,7 @@ The stored rows are compared with forwards of whole sequences that are written o
 
 import json
 import shutil
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -12,14 +13,14 @@ import numpy as np
 import pytest
 import torch
 from tokenizers.processors import TemplateProcessing
-from transformers import AutoModel, AutoTokenizer, PreTrainedTokenizerFast
+from transformers import AutoConfig, AutoModel, AutoTokenizer, PreTrainedTokenizerFast
 
 from atoms.activations import Corpus, CounterFact, TableFiles, TextFiles, TokenFiles
 from atoms.activations import harvest as harvest_module
 from atoms.activations.harvest import harvest
 from atoms.activations.harvest_spec import HarvestSpec
 from atoms.activations.language_model import ModelSpec
-from atoms.activations.store import ActivationStore
+from atoms.activations.store import ActivationStore, StoreWriter
 from atoms.activations.text import document_order
 from atoms.cli import main
 from atoms.errors import AtomsError
@@ -288,6 +289,25 @@ def test_an_encoder_is_not_packed(tiny_bert, text_folder):
     refused(tiny_bert, TextFiles([str(text_folder)]), r"packing: .* reads in both directions", packing=True)
 
 
+SMALL = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16, "vocab_size": 9}
+
+
+@pytest.mark.parametrize(
+    ("kind", "causal"),
+    [
+        ("gpt2", True), ("gpt_neox", True), ("llama", True), ("opt", True), ("gemma2", True), ("qwen3", True),
+        ("bert", False), ("roberta", False), ("modernbert", False), ("distilbert", False),
+    ],
+)  # fmt: skip
+def test_what_may_be_packed_is_seen_from_the_model(chat_gpt2, text_folder, kind, causal, monkeypatch):
+    """Its tokenizer here has nothing that closes a sequence, which encoders' own have."""
+    model = AutoModel.from_config(AutoConfig.for_model(kind, **SMALL, pad_token_id=0))
+    monkeypatch.setattr(harvest_module, "meta_model", lambda _: model)
+    spec = HarvestSpec(ModelSpec(str(chat_gpt2)), TextFiles([str(text_folder)]), [SITE], packing=True)
+    with nullcontext() if causal else pytest.raises(AtomsError, match="reads in both directions"):
+        harvest_module._check_causal(spec, AutoTokenizer.from_pretrained(chat_gpt2))
+
+
 def test_packing_needs_an_end_of_text(tiny_gpt2, text_folder):
     refused(tiny_gpt2, TextFiles([str(text_folder)]), r"packing: .* has no token that ends a text", packing=True)
 
@@ -393,6 +413,32 @@ def test_ids_of_another_model(tiny_bert, tmp_path):
     np.save(tmp_path / "ids.npy", np.array([[5, 6], [7, 205]]))
     message = r"corpus: ids\.npy#1 holds token id 205, and the vocabulary of .* has 205; tokenise with this model's"
     refused(tiny_bert, TokenFiles([str(tmp_path / "ids.npy")]), message)
+
+
+# ------------------------------------------------------------------------------------------ resumption
+
+
+@pytest.mark.parametrize("settings", [{"tokens": "subject_last"}, {"packing": True, "special": "all"}])
+def test_a_harvest_broken_off_goes_on_to_the_same_store(chat_gpt2, facts, text_folder, monkeypatch, settings):
+    grid = harvest_module.Grid(16, 32, 32)
+    monkeypatch.setattr(harvest_module.Grid, "choose", classmethod(lambda *_: grid))
+    settings = {**settings, "context": 50, "max_tokens": 3000, "batch_tokens": 200}
+    corpus = TextFiles([str(text_folder)]) if "packing" in settings else CounterFact(str(facts))
+    whole = run(chat_gpt2, corpus, root="whole", **settings)
+    original, written = StoreWriter.write_block, []
+
+    def break_off(self: StoreWriter, *args: Any, **kwargs: Any) -> None:
+        if len(written) == 2:
+            raise RuntimeError("broken off")
+        written.append(args)
+        original(self, *args, **kwargs)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(StoreWriter, "write_block", break_off)
+        with pytest.raises(RuntimeError, match="broken off"):
+            run(chat_gpt2, corpus, **settings)
+    assert len(whole.spec.spans) > 3
+    assert run(chat_gpt2, corpus, **settings).content_digest() == whole.content_digest()
 
 
 # ------------------------------------------------------------------------------------------ from a command line

@@ -64,9 +64,10 @@ class ForwardBatch:
     def __init__(self, block: Block, members: NDArray[np.int64], pad_id: int | None, last: bool) -> None:
         self.block, self.last = block, last
         self.inputs = pad_batch([block.sequence(member) for member in members], pad_id)
-        self.kept = torch.zeros(self.inputs["input_ids"].shape, dtype=torch.bool)
-        for row, member in zip(self.kept, members, strict=True):
-            row[torch.from_numpy(block.places(member))] = True
+        kept = np.zeros(self.inputs["input_ids"].shape, bool)
+        for row, member in zip(kept, members, strict=True):
+            row[block.places(member)] = True
+        self.kept = torch.from_numpy(kept)
         self.slots = torch.from_numpy(np.concatenate([block.slots_of(member) for member in members]))
 
     def to(self, device: torch.device) -> "ForwardBatch":

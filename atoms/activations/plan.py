@@ -68,6 +68,9 @@ class Block:
     @property
     def doc_id(self) -> Ints:
         """(rows,) int64 document of every row, in the order of the slots."""
+        bounds = self.sequences.bounds[self.begin : self.begin + len(self) + 1]
+        if bounds[-1] - bounds[0] == len(self):  # no sequence is of several documents
+            return self._scatter(np.repeat(self.sequences.doc[bounds[:-1]], self.stop - self.first))
         docs = [self.sequences.docs(self.begin + i)[self.places(i)] for i in range(len(self))]
         return self._scatter(np.concatenate(docs))
 

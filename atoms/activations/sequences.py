@@ -2,10 +2,11 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Literal, Self
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import NDArray
 
 from atoms.errors import AtomsError
 
@@ -35,6 +36,12 @@ class Frame:
     def origin(self) -> int:
         """Place in the sequence from which positions are counted: the first token that may have a row."""
         return len(self.prefix) if self.rows == "drop" else 0
+
+    @cached_property
+    def arrays(self) -> tuple[Tokens, Tokens, Tokens]:
+        """Prefix, suffix and separator as arrays."""
+        prefix, suffix, separator = (np.array(ids, np.int32) for ids in (self.prefix, self.suffix, self.separator))
+        return prefix, suffix, separator
 
     def lengths(self, pieces: Ints) -> Ints:
         """Special tokens of sequences of so many pieces."""
@@ -153,19 +160,23 @@ class Sequences:
 
     def ids(self, i: int) -> Tokens:
         """Return all tokens of sequence ``i``, as the model reads them."""
-        frame = self.frame
-        parts: list[ArrayLike] = []
+        prefix, suffix, separator = self.frame.arrays
+        parts: list[Tokens] = []
         for g in range(int(self.bounds[i]), int(self.bounds[i + 1])):
-            parts.append(frame.separator if parts else frame.prefix)
+            parts.append(separator if parts else prefix)
             parts.append(self.documents[int(self.doc[g])][self._slice(g)])
-        return np.concatenate([*parts, frame.suffix]).astype(np.int32)
+        return np.concatenate([*parts, suffix])
 
     def places(self, i: int) -> Ints:
         """Return the places in ``ids(i)`` of the tokens that leave a row, in order."""
         frame = self.frame
-        parts: list[NDArray[np.bool_]] = []
+        first, stop = int(self.bounds[i]), int(self.bounds[i + 1])
+        if self.keep is None and stop == first + 1:  # the usual case, which is a range
+            end = len(frame.prefix) + int(self.length[first])
+            return np.arange(frame.origin, end + len(frame.suffix) if frame.rows == "all" else end)
         front, between = frame.rows != "drop", frame.rows == "all"
-        for g in range(int(self.bounds[i]), int(self.bounds[i + 1])):
+        parts: list[NDArray[np.bool_]] = []
+        for g in range(first, stop):
             special, keeps = (frame.separator, between) if parts else (frame.prefix, front)
             parts.append(np.full(len(special), keeps))
             text = np.ones(int(self.length[g]), bool) if self.keep is None else self.keep[int(self.doc[g])]
