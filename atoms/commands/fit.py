@@ -15,7 +15,7 @@ from mlflow.exceptions import MlflowException
 
 from atoms.activations.datamodule import ActivationDataModule
 from atoms.activations.harvest_spec import PLACE
-from atoms.commands.parser import AtomsArgumentParser, is_first_rank, quiet
+from atoms.commands.parser import AtomsArgumentParser, is_first_rank, prepare_process
 from atoms.errors import AtomsError
 from atoms.memory import keep_freed_memory
 from atoms.precision import use_fast_float32
@@ -26,6 +26,7 @@ from atoms.training.codes_writer import CodesWriter
 from atoms.training.evaluation import judge, log_child, log_final, show, silent_trainer, summaries_of
 from atoms.training.mlflow_logger import AtomsMLFlowLogger
 from atoms.training.module import TSAEModule
+from atoms.training.parallel import TensorParallel, fresh, supported
 from atoms.training.progress_bar import FitProgress
 from atoms.training.summary import Summary
 
@@ -150,6 +151,7 @@ class AtomsCLI(LightningCLI):
     def _instantiate_trainer(self, config: Any, callbacks: list[L.Callback]) -> L.Trainer:
         if config.get("enable_checkpointing") is False:
             callbacks = [callback for callback in callbacks if not isinstance(callback, checkpoint.KeepLast)]
+        self.strategy = config["strategy"] = supported(config["strategy"])
         try:
             return super()._instantiate_trainer(config, callbacks)
         except (MisconfigurationException, ValueError, TypeError) as error:
@@ -159,9 +161,9 @@ class AtomsCLI(LightningCLI):
     def place(self) -> dict[str, Any]:
         """Where to run, for trainers beside the main one."""
         settings = {key: self.config[self.subcommand].trainer[key] for key in PLACE}
-        if not isinstance(settings["strategy"], str):
-            settings["strategy"] = self.config_init[self.subcommand].trainer["strategy"]
-        return settings
+        # An object serves one trainer; `config` only describes it.
+        built = settings["strategy"] if isinstance(settings["strategy"], str) else self.strategy
+        return {**settings, "strategy": fresh(built)}
 
     # ------------------------------------------------------------------------------------------ commands
 
@@ -178,6 +180,8 @@ class AtomsCLI(LightningCLI):
             )
         if self.mlflow and not cast("Any", self.trainer).fast_dev_run:
             self._take_up_run(self.mlflow)
+        strategy = self.trainer.strategy
+        shards = strategy.grid[1] if isinstance(strategy, TensorParallel) else 1
         atoms = sum(config.num_atoms(data.width[config.site]) for config in self.model.configs.values())
         weights = sum(
             2 * config.num_atoms(data.width[config.site]) * data.width[config.site]
@@ -187,7 +191,8 @@ class AtomsCLI(LightningCLI):
         stored = data.num_rows("train") * sum(data.store.spec.row_bytes)
         _say(f"fit      {atoms:,} atoms on {data.num_rows('train'):,} rows of {data.path}")
         pools = min(data.pool_mib * 2**20, 2 * stored)
-        _say(f"memory   {size(16 * weights + dense + pools)} for weights, Adam, one batch and the pools")
+        needed = (16 * weights + dense) / shards + pools
+        _say(f"memory   {size(needed)} for weights, Adam, one batch and the pools{', on each device' * (shards > 1)}")
 
     def after_fit(self) -> None:
         """Judge the last weights on held-out rows; table, figures, and where to look."""
@@ -304,7 +309,7 @@ class AtomsCLI(LightningCLI):
                 "provenance": self.datamodule.store.provenance,
                 "scores": summary.scalars(),
             }
-            self.model.member(summary.name).sae.save(saved[summary.name], about)
+            summary.sae.save(saved[summary.name], about)
         return saved
 
     def _report(self, summaries: list[Summary], rows_name: str) -> None:
@@ -363,7 +368,7 @@ def run(words: list[str]) -> None:
     Args:
         words: The subcommand and its arguments.
     """
-    quiet()
+    prepare_process()
     keep_freed_memory()
     use_fast_float32()
     AtomsCLI(

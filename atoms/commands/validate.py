@@ -8,7 +8,7 @@ from jsonargparse import ActionConfigFile  # type: ignore[attr-defined]
 
 from atoms.activations.datamodule import ActivationDataModule
 from atoms.activations.spec import stored_spec
-from atoms.commands.parser import AtomsArgumentParser, is_first_rank, quiet
+from atoms.commands.parser import AtomsArgumentParser, is_first_rank, prepare_process
 from atoms.errors import AtomsError
 from atoms.precision import use_fast_float32
 from atoms.training import checkpoint
@@ -36,7 +36,7 @@ def run(words: list[str]) -> None:
     parser.add_argument("--trainer.num_nodes", type=int, default=1, help="As Lightning's Trainer.")
     parser.add_argument("--trainer.strategy", type=str, default="auto", help="As Lightning's Trainer.")
     settings = parser.parse_args(words)
-    quiet()
+    prepare_process()
     validate(settings.ckpt_path, settings.data.store, settings.trainer.as_dict())
 
 

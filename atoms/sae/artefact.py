@@ -47,6 +47,7 @@ class FoldedSAE:
     @torch.no_grad()
     def from_sae(cls, sae: ThresholdSAE) -> FoldedSAE:
         """Fold mean, metric and scale into the weights, in float64."""
+        sae.require_whole()
         to_z, from_z = sae.maps()
         mean = sae.geometry.mean.to(to_z.device)
         w_enc = sae.encoder_rows().double() @ to_z
@@ -73,6 +74,7 @@ def save(sae: ThresholdSAE, directory: str | Path, metadata: dict[str, Any] | No
         directory: Where to; made if missing. An artefact already there is replaced.
         metadata: Anything JSON can hold that says where the SAE comes from.
     """
+    sae.require_whole()
     directory = Path(directory)
     directory.mkdir(parents=True, exist_ok=True)
     tensors = {name: value.detach().cpu().contiguous() for name, value in sae.named_parameters()}

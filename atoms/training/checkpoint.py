@@ -72,7 +72,7 @@ def read(path: str | Path) -> tuple[dict[str, Any], Record]:
     if not Path(path).is_file():
         raise AtomsError(f"ckpt_path is {path}, which is not a file: give the .ckpt file that `atoms fit` named")
     try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
+        content = torch.load(path, map_location="cpu", mmap=True, weights_only=True)
         return content, Record(**content[KEY])
     except Exception as error:  # torch raises many kinds for a file that is not what it should be
         raise AtomsError(

@@ -51,24 +51,27 @@ def judge(
 
 
 def summaries_of(module: TSAEModule, data: ActivationDataModule, stage: str) -> list[Summary]:
-    """Summarise every member from scores that have been filled. Every rank must call it.
+    """Summarise every member from scores that have been filled. Every rank must call it; the first gets the answer.
 
     Args:
         module: The members and their scores.
         data: Where the rows came from.
         stage: ``val`` (with training rows beside) or ``test``.
     """
-    return [
-        summarise(
+    summaries = []
+    for name in module.configs:
+        found = summarise(
             name,
             module.member(name),
             module.score(stage, name),
             module.score("train_rows", name) if stage == "val" else None,
             data.num_rows("train"),
             data.truth,
+            first=module.global_rank == 0,
         )
-        for name in module.configs
-    ]
+        if found:
+            summaries.append(found)
+    return summaries
 
 
 def final_scalars(summaries: list[Summary], prefix: str) -> dict[str, float]:
