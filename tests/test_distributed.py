@@ -4,6 +4,7 @@ import contextlib
 import io
 import json
 import os
+import socket
 import subprocess
 import sys
 from itertools import pairwise
@@ -45,8 +46,12 @@ class Witness(L.Callback):
 """
 
 
-def atoms_in(folder: Path, *words: object) -> str:
-    """Run the command in ``folder`` and return what it prints: here if one process does it, else in new ones."""
+def atoms_in(folder: Path, *words: object, launcher: str = "lightning") -> str:
+    """Run the command in ``folder`` and return what it prints: here if one process does it, else in new ones.
+
+    Args:
+        launcher: Who starts them: Lightning itself, torchrun, or Slurm (two tasks, each told its place by ``srun``).
+    """
     folder.mkdir(exist_ok=True)
     (folder / "witness.py").write_text(WITNESS)
     words = (*map(str, words), "--trainer.accelerator=cpu")
@@ -61,16 +66,39 @@ def atoms_in(folder: Path, *words: object) -> str:
     for name in ("MLFLOW_TRACKING_URI", "LOCAL_RANK", "MASTER_PORT", "NODE_RANK"):
         environment.pop(name, None)
     command = [sys.executable, "-W", "ignore", "-m", "atoms", *words]
-    done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=240)
-    assert done.returncode == 0, done.stderr
-    return done.stdout
+    places: list[dict[str, str]] = [{}]
+    if launcher == "torchrun":
+        at = ["--nproc_per_node=2", f"--master_port={free_port()}"]
+        command = [sys.executable, "-m", "torch.distributed.run", *at, "-m", "atoms", *words]
+        environment["PYTHONWARNINGS"] = "ignore"
+    if launcher == "srun":
+        job = {"SLURM_NTASKS": 2, "SLURM_NTASKS_PER_NODE": 2, "SLURM_NNODES": 1, "SLURM_JOB_NAME": "atoms"}
+        job |= {"SLURM_JOB_ID": 7, "SLURM_NODEID": 0, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": free_port()}
+        tasks = ({"SLURM_PROCID": rank, "SLURM_LOCALID": rank, **job} for rank in (0, 1))
+        places = [{name: str(value) for name, value in task.items()} for task in tasks]
+    running = [
+        subprocess.Popen(
+            command, cwd=folder, env=environment | place, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+        )
+        for place in places
+    ]
+    said = [process.communicate(timeout=240) for process in running]
+    assert not any(process.returncode for process in running), said
+    assert said[1:] == [("", "")] * (len(places) - 1)  # only the first rank speaks
+    return said[0][0]
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
 
 
 SETTINGS = {
     "data.batch_size": 64, "data.pool_mib": 1, "data.lanes": 2, "model.expansion": 6, "model.target_l0": 2,
     "model.lr": 5e-3, "trainer.max_epochs": 3, "trainer.limit_train_batches": 72, "trainer.log_every_n_steps": 1,
 }  # fmt: skip
-LAYOUTS = {"one": (), "two": TWO, "grid": GRID}
+LAYOUTS = {"one": ((), "lightning"), "two": (TWO, "torchrun"), "grid": (GRID, "lightning")}
 
 
 def fit_words(store: Path, *words: str) -> list[str]:
@@ -79,17 +107,17 @@ def fit_words(store: Path, *words: str) -> list[str]:
 
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory, planted_store, empty_database):
-    """The same fit of 216 steps: by one process, by two that share the rows, by four that share rows and atoms.
+    """The same fit of 216 steps: by one process, by two of torchrun's that share the rows, by four that share rows and atoms.
 
     Few atoms are needed, so many fall silent.
     """
     found = {}
-    for name, layout in LAYOUTS.items():
+    for name, (layout, launcher) in LAYOUTS.items():
         found[name] = folder = tmp_path_factory.mktemp(name)
         (folder / "mlflow.db").write_bytes(empty_database.read_bytes())
         words = fit_words(planted_store, "--trainer.callbacks+=witness.Witness", *layout)
         words += ["--checkpoint.every_n_train_steps=108", "--checkpoint.save_top_k=-1"]
-        (folder / "out.txt").write_text(atoms_in(folder, *words))
+        (folder / "out.txt").write_text(atoms_in(folder, *words, launcher=launcher))
     return found
 
 
@@ -193,7 +221,7 @@ class TestFit:
         assert sorted(rows) == list(range(600))
 
 
-def test_two_harvest_what_one_does(tiny_bert, text_folder, tmp_path):
+def test_two_tasks_of_slurm_harvest_what_one_process_does(tiny_bert, text_folder, tmp_path):
     corpus = {"class_path": "atoms.activations.TextFiles", "init_args": {"paths": [str(text_folder)]}}
     words = [
         f"--data.harvest.model={{name: {tiny_bert}}}", f"--data.harvest.corpus={json.dumps(corpus)}",
@@ -202,6 +230,24 @@ def test_two_harvest_what_one_does(tiny_bert, text_folder, tmp_path):
     ]  # fmt: skip
     digests = []
     for name, ranks in (("one", ()), ("two", TWO)):
-        atoms_in(tmp_path / name, "cache", *words, *ranks)
+        atoms_in(tmp_path / name, "cache", *words, *ranks, launcher="srun" if ranks else "lightning")
         digests.append(ActivationStore.open(tmp_path / name / "store").content_digest())
     assert digests[0] == digests[1]
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--trainer.strategy=fsdp"], "trainer.strategy is fsdp, under which atoms does not train: use ddp, or tensor"),
+        (["--trainer.strategy=deepspeed_stage_2"], "trainer.strategy is deepspeed_stage_2, under which"),
+        (
+            ["--trainer.strategy=ModelParallelStrategy", "--trainer.strategy.tensor_parallel_size=3"],
+            "trainer.strategy: data_parallel_size 1 times tensor_parallel_size 3 is not 2, the number of processes",
+        ),
+    ],
+)
+def test_what_cannot_be_shared_is_said_in_one_line(planted_store, capsys, monkeypatch, words, message):
+    with pytest.raises(SystemExit) as stop:
+        main([*fit_words(planted_store, "--trainer.accelerator=cpu", "--trainer.devices=2"), *words])
+    assert stop.value.code == 1
+    assert message in capsys.readouterr().err

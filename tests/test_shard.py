@@ -13,6 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from atoms.errors import AtomsError
 from atoms.geometry import AtomicInnerProduct, Moments
 from atoms.sae import Control, FoldedSAE, Objective, Shard, ThresholdSAE, eager_step, parameter_groups
 
@@ -160,6 +161,11 @@ def test_a_shard_is_not_taken_for_the_whole() -> None:
     for use in (lambda: sae.atoms, sae.fold, lambda: sae.save("somewhere"), lambda: FoldedSAE.from_sae(sae)):
         with pytest.raises(ValueError, match=r"shard 1 of 2: call whole"):
             use()
+
+
+def test_every_process_needs_an_atom() -> None:
+    with pytest.raises(AtomsError, match="atoms is 41, fewer than the 42 processes that share them: give more"):
+        make(rows(), Shard(0, 42))
 
 
 def test_alone_nothing_is_copied() -> None:

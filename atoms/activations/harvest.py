@@ -231,6 +231,16 @@ class HarvestModule(L.LightningModule):
         Raises:
             AtomsError: If there is too little memory for one sequence.
         """
+        asked = self.batch_tokens
+        rows = self._read(batch)
+        if self.batch_tokens < asked:
+            self.meter.say(
+                f"note     {self.device} has too little memory for data.harvest.batch_tokens={asked:,}; going on with "
+                f"{self.batch_tokens:,}"
+            )
+        return rows
+
+    def _read(self, batch: ForwardBatch) -> dict[str, Tensor]:
         if batch.tokens <= self.batch_tokens or len(batch) == 1:
             try:
                 with torch.inference_mode():
@@ -247,11 +257,7 @@ class HarvestModule(L.LightningModule):
             self.batch_tokens = batch.tokens // 2
             if torch.cuda.is_available():
                 torch.cuda.empty_cache()
-            self.meter.say(
-                f"note     {self.device} has too little memory for {batch.tokens:,} tokens at a time; going on with "
-                f"{self.batch_tokens:,} (data.harvest.batch_tokens)"
-            )
-        first, second = (self.read(half) for half in batch.halves())
+        first, second = (self._read(half) for half in batch.halves())
         return {site: torch.cat([rows, second[site]]) for site, rows in first.items()}
 
     def predict_step(self, batch: ForwardBatch, batch_idx: int) -> tuple[()]:
@@ -355,13 +361,14 @@ def _prepare(settings: HarvestSpec, path: Path) -> HarvestModule:
     plan = RowPlan(tokens, splits, context=settings.context, grid=grid, seed=settings.seed)
     spec = StoreSpec(widths, settings.storage, plan.n_rows, grid, settings.seed, settings.identity)
     block_bytes = min(grid.block_rows, max(rows.values())) * held_bytes
+    moment_bytes = 8 * sum(width**2 for width in widths.values())
     for line in (
         f"harvest  {settings.model.name}: {', '.join(f'{site} ({width})' for site, width in widths.items())}",
         f"text     {len(tokens):,} documents in {len(np.unique(groups)):,} groups, {sum(rows.values()):,} tokens "
         f"({', '.join(f'{split} {count:,}' for split, count in rows.items())})",
         *(f"note     {warning}" for warning in dealt.warnings),
         f"disk     {size(spec.disk_bytes)} in {path} ({size(free_bytes(path))} free)",
-        f"memory   {size(block_bytes)} a rank for a block of rows, beside the model",
+        f"memory   {size(block_bytes)} a rank for a block of rows and {size(moment_bytes)} for moments, beside the model",
     ):
         announce(line)
     facts = {"documents": len(tokens), "groups": len(np.unique(groups)), "model_path": str(resolved.path)}

@@ -153,9 +153,12 @@ class AtomsCLI(LightningCLI):
             callbacks = [callback for callback in callbacks if not isinstance(callback, checkpoint.KeepLast)]
         self.strategy = config["strategy"] = supported(config["strategy"])
         try:
-            return super()._instantiate_trainer(config, callbacks)
+            trainer = super()._instantiate_trainer(config, callbacks)
         except (MisconfigurationException, ValueError, TypeError) as error:
             raise AtomsError(f"trainer: {' '.join(str(error).split())}") from error
+        strategy = trainer.strategy
+        self.shards = strategy.grid[1] if isinstance(strategy, TensorParallel) else 1
+        return trainer
 
     @property
     def place(self) -> dict[str, Any]:
@@ -180,8 +183,6 @@ class AtomsCLI(LightningCLI):
             )
         if self.mlflow and not cast("Any", self.trainer).fast_dev_run:
             self._take_up_run(self.mlflow)
-        strategy = self.trainer.strategy
-        shards = strategy.grid[1] if isinstance(strategy, TensorParallel) else 1
         atoms = sum(config.num_atoms(data.width[config.site]) for config in self.model.configs.values())
         weights = sum(
             2 * config.num_atoms(data.width[config.site]) * data.width[config.site]
@@ -191,8 +192,8 @@ class AtomsCLI(LightningCLI):
         stored = data.num_rows("train") * sum(data.store.spec.row_bytes)
         _say(f"fit      {atoms:,} atoms on {data.num_rows('train'):,} rows of {data.path}")
         pools = min(data.pool_mib * 2**20, 2 * stored)
-        needed = (16 * weights + dense) / shards + pools
-        _say(f"memory   {size(needed)} for weights, Adam, one batch and the pools{', on each device' * (shards > 1)}")
+        needed = (16 * weights + dense) / self.shards + pools
+        _say(f"memory   {size(needed)} for weights, Adam, one batch and the pools{', on each device' * (self.shards > 1)}")
 
     def after_fit(self) -> None:
         """Judge the last weights on held-out rows; table, figures, and where to look."""

@@ -78,5 +78,6 @@ def prepare_process() -> None:
         "lightning.pytorch.utilities.rank_zero",
         "lightning.fabric.utilities.seed",
         "lightning.fabric.utilities.distributed",
+        "lightning.pytorch.trainer.connectors.signal_connector",
     ):
         logging.getLogger(name).setLevel(logging.WARNING)
