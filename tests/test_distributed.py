@@ -107,7 +107,7 @@ def fit_words(store: Path, *words: str) -> list[str]:
 
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory, planted_store, empty_database):
-    """The same fit of 216 steps: by one process, by two of torchrun's that share the rows, by four that share rows and atoms.
+    """The same fit of 216 steps: by one process, by torchrun's two that share rows, by four that share rows and atoms.
 
     Few atoms are needed, so many fall silent.
     """
@@ -184,7 +184,7 @@ class TestFit:
             for key, value in finals["one"].items():
                 assert finals[layout][key] == pytest.approx(value, rel=1e-4, abs=1e-6), (layout, key)
 
-    @pytest.mark.parametrize(("learnt_by", "words"), [("one", TWO), ("two", ()), ("grid", ())])
+    @pytest.mark.parametrize(("learnt_by", "words"), [("one", SHARDED), ("two", ()), ("grid", ())])
     def test_either_judges_the_checkpoint_of_the_other(self, folders, learnt_by, words):
         path = checkpoint(folders[learnt_by])
         out = atoms_in(folders[learnt_by] / "judged", "validate", f"--ckpt_path={path}", *words)

@@ -515,7 +515,8 @@ def test_batches_too_large_for_the_device_are_halved(tiny_bert, text_folder, mon
     tried = limit_memory(monkeypatch, 300)
     halved = run(make(tiny_bert, text_folder, sites, root="halved", batch_tokens=2000))
     assert 1 <= sum(size > 300 for size in tried) <= 3  # 2,000, 1,000 and 500; never again
-    said = re.findall(r"note     cpu has too little memory for data.harvest.batch_tokens=2,000; going on with (\d+)", capfd.readouterr().err)
+    line = r"note     cpu has too little memory for data.harvest.batch_tokens=2,000; going on with (\d+)"
+    said = re.findall(line, capfd.readouterr().err)
     assert len(said) == 1
     assert 150 <= int(said[0]) <= 300
     for split in whole.splits:
@@ -548,7 +549,7 @@ def test_many_sites_stay_within_the_memory_of_a_block(tiny_bert, much_text, monk
     # What is stored in another type is held in both.
     assert 0.4 * 2**20 < max(held) * 6 // 4 <= 2**20
     moments = 8 * sum(width**2 for width in store.spec.sites.values())
-    assert f"and {atoms.progress.size(moments)} for moments" in capfd.readouterr().err
+    assert f", {atoms.progress.size(moments)} for moments" in capfd.readouterr().err
 
 
 @pytest.mark.parametrize("spread", [None, "auto"])
@@ -592,7 +593,9 @@ def test_a_spread_model_needs_accelerate(tiny_bert, text_folder, monkeypatch):
     spec.model = ModelSpec(str(tiny_bert), device_map="auto")
     found = importlib.util.find_spec
     monkeypatch.setattr(importlib.util, "find_spec", lambda name, *a: None if name == "accelerate" else found(name, *a))
-    refused(spec, r"data\.harvest\.model\.device_map is auto, which needs accelerate: pip install 'atoms\[device-map\]'")
+    refused(
+        spec, r"data\.harvest\.model\.device_map is auto, which needs accelerate: pip install 'atoms\[device-map\]'"
+    )
 
 
 def refused(spec: HarvestSpec, message: str) -> None:

@@ -368,7 +368,7 @@ def _prepare(settings: HarvestSpec, path: Path) -> HarvestModule:
         f"({', '.join(f'{split} {count:,}' for split, count in rows.items())})",
         *(f"note     {warning}" for warning in dealt.warnings),
         f"disk     {size(spec.disk_bytes)} in {path} ({size(free_bytes(path))} free)",
-        f"memory   {size(block_bytes)} a rank for a block of rows and {size(moment_bytes)} for moments, beside the model",
+        f"memory   {size(block_bytes)} a rank for a block of rows, {size(moment_bytes)} for moments, beside the model",
     ):
         announce(line)
     facts = {"documents": len(tokens), "groups": len(np.unique(groups)), "model_path": str(resolved.path)}

@@ -192,8 +192,9 @@ class AtomsCLI(LightningCLI):
         stored = data.num_rows("train") * sum(data.store.spec.row_bytes)
         _say(f"fit      {atoms:,} atoms on {data.num_rows('train'):,} rows of {data.path}")
         pools = min(data.pool_mib * 2**20, 2 * stored)
-        needed = (16 * weights + dense) / self.shards + pools
-        _say(f"memory   {size(needed)} for weights, Adam, one batch and the pools{', on each device' * (self.shards > 1)}")
+        needed = size((16 * weights + dense) / self.shards + pools)
+        each = " on each device" if self.shards > 1 else ""
+        _say(f"memory   {needed} for weights, Adam, one batch and the pools{each}")
 
     def after_fit(self) -> None:
         """Judge the last weights on held-out rows; table, figures, and where to look."""

@@ -141,9 +141,7 @@ class SparsityProfile(Metric):
     lowest: Tensor
     highest: Tensor
 
-    def __init__(
-        self, atoms: int, shard: Shard | None = None, process_group: ProcessGroup | None = None
-    ) -> None:
+    def __init__(self, atoms: int, shard: Shard | None = None, process_group: ProcessGroup | None = None) -> None:
         super().__init__(process_group=process_group)
         if atoms < 1:
             raise ValueError(f"atoms is {atoms}, less than 1")

@@ -153,7 +153,9 @@ class Control(nn.Module):
         sae.normalise_()
         excess = torch.log(self.mean_l0 / self.objective.target_l0)
         factor = (self.objective.gain * excess).clamp(-0.1, 0.1).exp()
-        fading = torch.where(self.silent_rows[sae.held] >= self.dead_after, 0.5 ** (self.step_rows / self.dead_after), 1)
+        fading = torch.where(
+            self.silent_rows[sae.held] >= self.dead_after, 0.5 ** (self.step_rows / self.dead_after), 1
+        )
         sae.threshold.mul_((factor * fading).float())
         # At zero neither the scaling nor a window proportional to the threshold could ever raise it again.
         mean = sae.shard.add(sae.threshold.sum()) / sae.num_atoms

@@ -193,9 +193,7 @@ class ThresholdSAE(nn.Module):
         }
         if self.shard.rank:
             return None
-        whole = ThresholdSAE(
-            self.width, self.num_atoms, geometry=self.geometry, power=self.power, encoder=self.encoder
-        )
+        whole = ThresholdSAE(self.width, self.num_atoms, geometry=self.geometry, power=self.power, encoder=self.encoder)
         for name, parameter in whole.named_parameters():
             found = tensors[name]
             assert found is not None

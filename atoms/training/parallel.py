@@ -14,7 +14,7 @@ from lightning.pytorch.strategies import (
     Strategy,
     StrategyRegistry,
 )
-from torch import Tensor, nn
+from torch import nn
 from torch.optim import Optimizer
 
 from atoms.errors import AtomsError
@@ -44,9 +44,7 @@ class Layout:
         if mesh is None:
             return cls(Shard())
         across = mesh["tensor_parallel"]
-        return cls(
-            Shard(across.get_local_rank(), across.size(), across.get_group()), mesh["data_parallel"].get_group()
-        )
+        return cls(Shard(across.get_local_rank(), across.size(), across.get_group()), mesh["data_parallel"].get_group())
 
     def average_gradients_(self, parameters: Iterable[nn.Parameter]) -> None:
         """Average gradients over the replicas; where the strategy does that itself, as DDP, nothing is left to do."""
@@ -90,10 +88,10 @@ class TensorParallel(ModelParallelStrategy):
             AtomsError: If they do not multiply to the number of processes.
         """
         world = self.num_processes * self.num_nodes
-        data, tensor = self.sizes
-        if data == "auto":
-            data = self.num_nodes if tensor == "auto" else max(1, world // tensor)
-        if tensor == "auto":
+        data, tensor = (None if size == "auto" else size for size in self.sizes)
+        if data is None:
+            data = self.num_nodes if tensor is None else max(1, world // tensor)
+        if tensor is None:
             tensor = max(1, world // data)
         if data * tensor != world:
             raise AtomsError(
@@ -125,12 +123,12 @@ class TensorParallel(ModelParallelStrategy):
 
     def optimizer_state(self, optimizer: Optimizer) -> dict[str, Any]:
         """Whole tensors on the first process, nothing elsewhere; every process must call it."""
-        state = super(ModelParallelStrategy, self).optimizer_state(optimizer)
+        state: dict[str, Any] = super(ModelParallelStrategy, self).optimizer_state(optimizer)
         # Not changed in place: the inner dictionaries are the optimizer's own.
         whole = {
             index: {
-                key: shard.gather(value, total) if shard and isinstance(value, Tensor) and value.ndim else value
-                for key, value in state["state"].get(index, {}).items()
+                key: shard.gather(value, total) if shard and value.ndim else value
+                for key, value in state["state"][index].items()
             }
             for index, (shard, total) in self._parts(optimizer).items()
             if index in state["state"]
@@ -163,9 +161,9 @@ class TensorParallel(ModelParallelStrategy):
             own = {}
             for index, values in state["state"].items():
                 shard, total = parts[index]
-                # Copied out of the mapped file, in which the optimizer would otherwise write.
+                # Copied out of the mapped file: the optimizer would hold on to all of it.
                 own[index] = {
-                    key: value[shard.atoms(total)].clone() if shard and isinstance(value, Tensor) and value.ndim else value
+                    key: (value[shard.atoms(total)] if shard and value.ndim else value).clone()
                     for key, value in values.items()
                 }
             states.append({**state, "state": own})
