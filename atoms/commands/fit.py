@@ -15,10 +15,11 @@ from mlflow.exceptions import MlflowException
 
 from atoms.activations.datamodule import ActivationDataModule
 from atoms.activations.harvest_spec import PLACE
-from atoms.commands.parser import AtomsArgumentParser, is_first_rank, prepare_process
+from atoms.commands.parser import AtomsArgumentParser, is_first_rank, quiet
 from atoms.errors import AtomsError
 from atoms.memory import keep_freed_memory
 from atoms.precision import use_fast_float32
+from atoms.processes import leave_at_exit
 from atoms.progress import duration, size
 from atoms.sae import default_lr
 from atoms.training import checkpoint
@@ -370,7 +371,8 @@ def run(words: list[str]) -> None:
     Args:
         words: The subcommand and its arguments.
     """
-    prepare_process()
+    quiet()
+    leave_at_exit()
     keep_freed_memory()
     use_fast_float32()
     AtomsCLI(

@@ -9,7 +9,6 @@ from lightning.pytorch.cli import LightningArgumentParser
 from lightning.pytorch.utilities import rank_zero_only
 
 from atoms.errors import AtomsError
-from atoms.processes import leave_at_exit
 
 _UNKNOWN = re.compile(
     r"does not accept option '([\w.]+)'|Option '([\w.]+)' is not accepted|unrecognized arguments: (.+)"
@@ -71,9 +70,8 @@ def is_first_rank() -> bool:
     return bool(getattr(rank_zero_only, "rank", 0) == 0)
 
 
-def prepare_process() -> None:
-    """Silence Lightning's hints on hardware and its own services, and see to an orderly end."""
-    leave_at_exit()
+def quiet() -> None:
+    """Silence Lightning's hints on hardware and its own services; what concerns the user is printed by us."""
     for name in (
         "lightning.pytorch.utilities.rank_zero",
         "lightning.fabric.utilities.seed",

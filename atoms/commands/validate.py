@@ -8,12 +8,14 @@ from jsonargparse import ActionConfigFile  # type: ignore[attr-defined]
 
 from atoms.activations.datamodule import ActivationDataModule
 from atoms.activations.spec import stored_spec
-from atoms.commands.parser import AtomsArgumentParser, is_first_rank, prepare_process
+from atoms.commands.parser import AtomsArgumentParser, is_first_rank, quiet
 from atoms.errors import AtomsError
 from atoms.precision import use_fast_float32
+from atoms.processes import leave_at_exit
 from atoms.training import checkpoint
 from atoms.training.evaluation import judge, log_child, show, silent_trainer
 from atoms.training.module import TSAEModule
+from atoms.training.parallel import supported
 
 
 def run(words: list[str]) -> None:
@@ -36,7 +38,8 @@ def run(words: list[str]) -> None:
     parser.add_argument("--trainer.num_nodes", type=int, default=1, help="As Lightning's Trainer.")
     parser.add_argument("--trainer.strategy", type=str, default="auto", help="As Lightning's Trainer.")
     settings = parser.parse_args(words)
-    prepare_process()
+    quiet()
+    leave_at_exit()
     validate(settings.ckpt_path, settings.data.store, settings.trainer.as_dict())
 
 
@@ -69,7 +72,7 @@ def validate(ckpt_path: str, store: str | None, place: dict[str, Any]) -> None:
     if found is not None and found.identity_hash != record.identity and is_first_rank():
         print(f"note     {path} is not the store this checkpoint learnt from", file=sys.stderr)
     use_fast_float32()
-    summaries = judge(silent_trainer(place), module, data, ckpt_path)
+    summaries = judge(silent_trainer({**place, "strategy": supported(place["strategy"])}), module, data, ckpt_path)
     if is_first_rank():
         show(summaries, "held-out")
         child = log_child(record, ckpt_path, summaries, "val")
