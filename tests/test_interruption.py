@@ -29,6 +29,13 @@ def kill(number: int) -> None:
     os.kill(os.getpid(), number)
 
 
+def receive(*numbers: int, wait: bool = False) -> None:
+    with caught():
+        defer(wait)
+        for number in numbers:
+            kill(number)
+
+
 @pytest.fixture
 def strike(monkeypatch):
     """Send this process a signal at the n-th call of a method."""
@@ -76,9 +83,8 @@ class TestCaught:
 
     @pytest.mark.parametrize("number", interruption.SIGNALS)
     def test_raises_at_once_where_nobody_looks(self, number):
-        with pytest.raises(Interrupted) as found, caught():
-            kill(number)
-            pytest.fail("the signal came to nothing")
+        with pytest.raises(Interrupted) as found:
+            receive(number)
         assert found.value.number == number
 
     def test_waits_where_somebody_does(self, capfd):
@@ -90,11 +96,9 @@ class TestCaught:
         assert capfd.readouterr().err == "SIGTERM: stopping after this step; Ctrl-C stops at once\n"
 
     def test_second_ctrl_c_does_not_wait(self):
-        with pytest.raises(Interrupted), caught():
-            defer(True)
-            kill(signal.SIGINT)
-            kill(signal.SIGINT)
-            pytest.fail("the second signal came to nothing")
+        receive(signal.SIGINT, wait=True)
+        with pytest.raises(Interrupted):
+            receive(signal.SIGINT, signal.SIGINT, wait=True)
 
     def test_scheduler_may_repeat_itself(self):
         with caught():
@@ -111,8 +115,8 @@ class TestCaught:
         assert [signal.getsignal(number) for number in interruption.SIGNALS] == before
 
     def test_one_command_does_not_hear_the_last_one_s_signal(self):
-        with pytest.raises(Interrupted), caught():
-            kill(signal.SIGTERM)
+        with pytest.raises(Interrupted):
+            receive(signal.SIGTERM)
         with caught():
             assert asked() is None
 
@@ -205,7 +209,7 @@ class TestFit:
         assert Path(path).exists()
         main(words)
         said = capsys.readouterr()
-        assert f"resume   {path}" in said.err.replace(f"{tmp_path}/", "")
+        assert f"resume   {path}" in said.err
         assert "R² centred, raw" in said.out
         assert same_weights(last_of(tmp_path), fitted.last)
 
@@ -270,9 +274,7 @@ class TestLast:
 
     def test_begins_where_there_is_none(self, fit_words, fitted, capsys, tmp_path):
         main([*fit_words, "--trainer.logger=false", "--ckpt_path=last"])
-        assert (
-            f"note     no checkpoint of these settings in {tmp_path}/runs: starting from the" in capsys.readouterr().err
-        )
+        assert "note     no checkpoint of these settings in runs: starting from the" in capsys.readouterr().err
         assert same_weights(last_of(tmp_path), fitted.last)
 
     @pytest.mark.parametrize("other", ["--model.lr=0.1", "--data.seed=5", "--model.members={a: {}}"])
@@ -281,7 +283,7 @@ class TestLast:
         main(words)
         main([*words, other, "--checkpoint.dirpath=runs/other"])
         main([*words, "--ckpt_path=last"])
-        assert f"resume   {tmp_path}/runs/checkpoints/step-0000003.ckpt" in capsys.readouterr().err
+        assert "resume   runs/checkpoints/step-0000003.ckpt" in capsys.readouterr().err
 
     def test_passes_over_damage(self, strike, fit_words, fitted, capsys, tmp_path):
         words = [
@@ -299,7 +301,7 @@ class TestLast:
         main([*words, "--ckpt_path=last"])
         said = capsys.readouterr().err
         assert "note     passed over: ckpt_path is " in said
-        assert f"resume   {tmp_path}/runs/checkpoints/step-0000030.ckpt" in said
+        assert "resume   runs/checkpoints/step-0000030.ckpt" in said
         assert same_weights(last_of(tmp_path), fitted.last)
 
     def test_is_no_file_for_other_commands(self, capsys):

@@ -352,6 +352,7 @@ class AtomsCLI(LightningCLI):
 
     def _take_up_run(self, logger: AtomsMLFlowLogger) -> None:
         """Go on with the run of the checkpoint, or describe a new one."""
+        logger.folder = Path(self.trainer.default_root_dir)
         if self.record and self.record.run_id and self.record.tracking_uri == logger.tracking_uri:
             try:
                 logger.reattach(self.record.run_id)
@@ -391,9 +392,8 @@ class AtomsCLI(LightningCLI):
         if logger.run_name is None:
             # MLflow would draw a name from the seeded generator: the same for every run.
             tags["mlflow.runName"] = f"{tags['site']} {' '.join(counts)} atoms"
-        if is_first_rank():
-            for key, value in tags.items():
-                logger.experiment.set_tag(logger.run_id, key, value)
+        for key, value in tags.items():
+            logger.log_tag(key, value)
 
 
 def run(words: list[str]) -> None:
