@@ -1,0 +1,1 @@
+"""Long campaigns against kills and damage; see README.md."""
