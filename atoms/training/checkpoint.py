@@ -10,6 +10,7 @@ from typing import Any, cast
 
 import lightning as L
 import torch
+from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.callbacks import ModelCheckpoint
 
 from atoms import interruption
@@ -53,7 +54,10 @@ class KeepLast(ModelCheckpoint):
     """Ranks learn of each other's signals after this many steps; asking costs a reduction."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
+        try:
+            super().__init__(*args, **kwargs)
+        except (MisconfigurationException, ValueError) as error:
+            raise AtomsError(f"checkpoint: {' '.join(str(error).split())}") from error
         self._steps = 0
         self._stopping_at = ""
 
