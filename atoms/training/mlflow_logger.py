@@ -1,7 +1,9 @@
 """MLflow as the place where runs of different sizes, layers and seeds are compared."""
 
+import contextlib
 import io
 import os
+import sqlite3
 import sys
 from argparse import Namespace
 from collections.abc import Mapping
@@ -21,8 +23,9 @@ from atoms.training import outbox
 from atoms.training.outbox import Outbox, Record, Sender, short
 
 # MLflow announces every schema migration of a fresh database and Lightning every new experiment.
-for _noisy in ("alembic", "mlflow.store.db.utils", "mlflow.tracking", "lightning.pytorch.loggers.mlflow"):
+for _noisy in ("alembic", "mlflow.tracking", "lightning.pytorch.loggers.mlflow"):
     getLogger(_noisy).setLevel("ERROR")
+getLogger("mlflow.store.db.utils").setLevel("CRITICAL")  # it prints the traceback of what it raises
 
 DEFAULT_TRACKING_URI = "sqlite:///mlflow.db"
 _SQLITE = "sqlite:///"
@@ -63,6 +66,7 @@ class AtomsMLFlowLogger(MLFlowLogger):
         synchronous: bool = False,
     ) -> None:
         uri = _absolute(tracking_uri or os.environ.get("MLFLOW_TRACKING_URI") or DEFAULT_TRACKING_URI)
+        _require_usable(uri)
         try:
             super().__init__(
                 experiment_name=experiment_name,
@@ -208,6 +212,21 @@ def child_run(tracking_uri: str, parent_id: str, name: str, tags: Mapping[str, s
 
 def _absolute(uri: str) -> str:
     return f"{_SQLITE}{Path(uri.removeprefix(_SQLITE)).absolute()}" if uri.startswith(_SQLITE) else uri
+
+
+def _require_usable(uri: str) -> None:
+    """Look at a database before MLflow does, which would try it for minutes and print a traceback for each try."""
+    if not uri.startswith(_SQLITE):
+        return
+    path = Path(uri.removeprefix(_SQLITE))
+    try:
+        if path.exists():
+            with contextlib.closing(sqlite3.connect(path, timeout=30)) as database:
+                database.execute("begin immediate")
+        elif not os.access(path.parent, os.W_OK):
+            raise PermissionError(f"{path.parent} is missing or cannot be written")
+    except (OSError, sqlite3.Error) as error:
+        raise _unusable(uri, error) from error
 
 
 def _unusable(uri: str, error: Exception) -> AtomsError:

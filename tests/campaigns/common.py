@@ -1,6 +1,7 @@
 """What the campaigns share: cases drawn from a seed, a file of results that grows, and processes to be killed."""
 
 import argparse
+import importlib
 import json
 import os
 import random
@@ -15,14 +16,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-for _thread_setting in ("OMP_NUM_THREADS", "MKL_NUM_THREADS"):
-    os.environ.setdefault(_thread_setting, "1")
-os.environ.setdefault("HF_HUB_OFFLINE", "1")
-os.environ["TOKENIZERS_PARALLELISM"] = "false"  # its threads would not survive a fork
-
 import torch
 
-torch.set_num_threads(1)
+sys.path.append(str(Path(__file__).parents[1]))  # scripts are run by their path, and tests lie above them
+tiny = importlib.import_module("tiny")
+
+torch.set_num_threads(1)  # threads would not survive a fork
+os.environ["TOKENIZERS_PARALLELISM"] = "false"
 
 Case = dict[str, Any]
 GOOD, BAD = ("refused", "reported", "harmless", "equal"), ("WRONG DATA", "TRACEBACK", "DIFFERENT", "STUCK")
@@ -48,7 +48,9 @@ def campaign(name: str, describe: str, run: Callable[[random.Random, Path], Case
     parser = argparse.ArgumentParser(description=describe)
     parser.add_argument("--cases", type=int, default=10)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--out", type=Path, required=True, help="one JSON line a case; an existing file is gone on with")
+    parser.add_argument(
+        "--out", type=Path, required=True, help="one JSON line a case; an existing file is gone on with"
+    )
     given = parser.parse_args(words)
     done = results(given.out)
     started = time.monotonic()
@@ -213,7 +215,9 @@ def _watch(folder: str, kill: Kill | None) -> Callable[[], int]:
             path, _, flags = arguments
             if isinstance(flags, int) and flags & (os.O_WRONLY | os.O_RDWR | os.O_CREAT) and _below(path, folder):
                 change()
-        elif event in ("os.rename", "os.remove", "os.mkdir", "os.rmdir", "os.truncate") and _below(arguments[0], folder):
+        elif event in ("os.rename", "os.remove", "os.mkdir", "os.rmdir", "os.truncate") and _below(
+            arguments[0], folder
+        ):
             change()
 
     fsync = os.fsync

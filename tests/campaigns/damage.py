@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from campaigns.common import Case, files
+from common import Case, files
 
 from atoms.cli import main
 from atoms.errors import AtomsError

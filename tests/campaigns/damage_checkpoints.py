@@ -4,15 +4,12 @@ import contextlib
 import io
 import random
 import shutil
-import sys
 from functools import cache
 from pathlib import Path
 
-sys.path[:0] = [str(folder) for folder in Path(__file__).parents[1:3]]
-
 import torch
-from campaigns.common import BAD, Case, campaign, settings
-from campaigns.damage import Damage, judge
+from common import BAD, Case, campaign, settings
+from damage import Damage, judge
 
 from atoms.cli import main as atoms_command
 from atoms.sae import ThresholdSAE

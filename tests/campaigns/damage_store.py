@@ -3,16 +3,12 @@
 import contextlib
 import io
 import random
-import sys
 import tempfile
 from functools import cache
 from pathlib import Path
 
-sys.path[:0] = [str(folder) for folder in Path(__file__).parents[1:3]]
-
-import tiny
-from campaigns.common import BAD, Case, campaign, settings
-from campaigns.damage import Damage, judge
+from common import BAD, Case, campaign, settings, tiny
+from damage import Damage, judge
 
 import atoms.activations.planted
 from atoms.activations.datamodule import ActivationDataModule

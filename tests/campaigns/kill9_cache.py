@@ -2,18 +2,14 @@
 
 import random
 import shutil
-import sys
 from dataclasses import asdict
 from functools import cache
 from pathlib import Path
 
-sys.path[:0] = [str(folder) for folder in Path(__file__).parents[1:3]]
-
-import tiny
-from campaigns.common import BAD, Case, Ended, Kill, campaign, files, run, settings
+from common import BAD, Case, Ended, Kill, campaign, files, run, settings, tiny
 
 import atoms.activations.planted
-import atoms.commands.fit  # the forks must not import it anew  # noqa: F401
+import atoms.commands.fit  # the forks must not import it anew
 from atoms.activations.store import ActivationStore
 
 KINDS = ("gpt2", "bert", "planted")

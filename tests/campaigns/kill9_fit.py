@@ -2,17 +2,13 @@
 
 import random
 import shutil
-import sys
 from dataclasses import asdict
 from functools import cache
 from pathlib import Path
 
-sys.path[:0] = [str(folder) for folder in Path(__file__).parents[1:3]]
-
 import torch
-from campaigns.common import BAD, Case, Ended, Kill, campaign, run, settings
+from common import BAD, Case, Ended, Kill, campaign, run, settings
 
-import atoms.commands.fit  # the forks must not import it anew  # noqa: F401
 from atoms.training import checkpoint
 
 KINDS = ("plain", "members", "accumulated", "mlflow")

@@ -1,1 +1,0 @@
-"""Long campaigns against kills and damage; see README.md."""
