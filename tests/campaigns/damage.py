@@ -9,7 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from common import Case, files
+from cases import Case
+from forks import files
 
 from atoms.cli import main
 from atoms.errors import AtomsError

@@ -8,8 +8,9 @@ from functools import cache
 from pathlib import Path
 
 import torch
-from common import BAD, Case, campaign, settings
+from cases import BAD, Case, campaign
 from damage import Damage, judge
+from forks import settings
 
 from atoms.cli import main as atoms_command
 from atoms.sae import ThresholdSAE

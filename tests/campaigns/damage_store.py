@@ -7,8 +7,9 @@ import tempfile
 from functools import cache
 from pathlib import Path
 
-from common import BAD, Case, campaign, settings, tiny
+from cases import BAD, Case, campaign
 from damage import Damage, judge
+from forks import settings, tiny
 
 import atoms.activations.planted
 from atoms.activations.datamodule import ActivationDataModule

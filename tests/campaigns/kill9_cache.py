@@ -6,7 +6,8 @@ from dataclasses import asdict
 from functools import cache
 from pathlib import Path
 
-from common import BAD, Case, Ended, Kill, campaign, files, run, settings, tiny
+from cases import BAD, Case, campaign
+from forks import Ended, Kill, files, run, settings, tiny
 
 import atoms.activations.planted
 import atoms.commands.fit  # the forks must not import it anew

@@ -7,7 +7,8 @@ from functools import cache
 from pathlib import Path
 
 import torch
-from common import BAD, Case, Ended, Kill, campaign, run, settings
+from cases import BAD, Case, campaign
+from forks import Ended, Kill, run, settings
 
 from atoms.training import checkpoint
 
