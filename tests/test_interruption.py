@@ -355,3 +355,29 @@ def test_process_exits_as_it_should(fit_words, tmp_path):
     (saved,) = tmp_path.rglob("*.ckpt")
     assert checkpoint.read(saved)
     assert not [path for path in tmp_path.rglob(".*") if path.is_file()]
+
+
+@pytest.mark.slow
+def test_two_ranks_stop_after_the_same_step_though_one_is_told(fit_words, tmp_path):
+    """SIGTERM to the first of two gloo ranks; both save and leave, and two ranks go on to the same bits."""
+    words = [*fit_words, "--trainer.logger=false", "--trainer.devices=2", "--trainer.strategy=ddp",
+             "--trainer.max_epochs=30", "--checkpoint.every_n_train_steps=50"]  # fmt: skip
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+
+    def start(folder: str) -> subprocess.Popen:
+        command = [sys.executable, "-W", "ignore", "-m", "atoms", *words, f"--checkpoint.dirpath={folder}"]
+        return subprocess.Popen(
+            [*command, "--ckpt_path=last"], stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment
+        )
+
+    process = start("parts")
+    while process.poll() is None and not list(tmp_path.rglob("*.ckpt")):
+        time.sleep(0.01)
+    process.send_signal(signal.SIGTERM)
+    _, err = process.communicate(timeout=120)
+    assert process.returncode == 0, err
+    assert "atoms: interrupted by SIGTERM; to go on, run the same command again with" in err, err
+    assert not list(Path("parts").glob("step-0000540*"))
+    for folder in ("parts", "whole"):
+        _, err = start(folder).communicate(timeout=240)
+    assert same_weights("parts/step-0000540.ckpt", "whole/step-0000540.ckpt"), err
