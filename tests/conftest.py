@@ -9,10 +9,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-import tiny
+import tiny_models
 import torch
+from families import tiny
 from mlflow.entities import Run
 from mlflow.tracking import MlflowClient
+from tiny_models import WORDS
 
 from atoms.activations.datamodule import ActivationDataModule
 from atoms.activations.planted import PlantedSpec, plant
@@ -36,22 +38,35 @@ def _own_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)  # MLflow sets it for the rest of the process
 
 
+@pytest.fixture
+def tiny_folder(tmp_path: Path) -> Callable[..., Path]:
+    """Make a tiny model of any family with its tokenizer in a folder; keywords change its configuration."""
+
+    def make(family: str, special: str | None = "bos", **changes: object) -> Path:
+        folder = tmp_path / family
+        tiny(family, vocab_size=len(WORDS) + 5, **changes).save_pretrained(folder)
+        tiny_models.write_tokenizer(folder, special)
+        return folder
+
+    return make
+
+
 @pytest.fixture(scope="session")
 def tiny_bert(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A BERT of three blocks and width 16 with random weights, and its tokenizer."""
-    return tiny.write_bert(tmp_path_factory.mktemp("bert"))
+    return tiny_models.write_bert(tmp_path_factory.mktemp("bert"))
 
 
 @pytest.fixture(scope="session")
 def tiny_gpt2(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A GPT-2 of three blocks and width 16 with random weights, and its tokenizer."""
-    return tiny.write_gpt2(tmp_path_factory.mktemp("gpt2"))
+    return tiny_models.write_gpt2(tmp_path_factory.mktemp("gpt2"))
 
 
 @pytest.fixture(scope="session")
 def text_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Sixty documents of random words, no two alike."""
-    return tiny.write_text(tmp_path_factory.mktemp("text"), 60)
+    return tiny_models.write_text(tmp_path_factory.mktemp("text"), 60)
 
 
 @pytest.fixture(scope="session")

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 
 sys.path.append(str(Path(__file__).parents[1]))  # scripts are run by their path, and tests lie above them
-tiny = importlib.import_module("tiny")
+tiny = importlib.import_module("tiny_models")
 
 torch.set_num_threads(1)  # threads would not survive a fork
 os.environ["TOKENIZERS_PARALLELISM"] = "false"

@@ -12,18 +12,19 @@ from transformers import BertConfig, BertModel, GPT2Config, GPT2Model, PreTraine
 WORDS = [f"w{i}" for i in range(200)]
 
 
-def write_tokenizer(folder: Path, bert: bool) -> None:
-    """A tokenizer of whole words; BERT's puts [CLS] and [SEP] around them."""
-    special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]"] if bert else ["[UNK]"]
-    vocabulary = {word: i for i, word in enumerate([*special, "the", *WORDS])}
+def write_tokenizer(folder: Path, special: str | None = None) -> None:
+    """Words are tokens; special ones stand around a text as in BERT (``bert``), before it (``bos``), or nowhere."""
+    tokens = {"bert": ["[PAD]", "[UNK]", "[CLS]", "[SEP]"], "bos": ["[PAD]", "[BOS]", "[UNK]"], None: ["[UNK]"]}[
+        special
+    ]
+    vocabulary = {word: i for i, word in enumerate([*tokens, "the", *WORDS])}
     tokenizer = Tokenizer(WordLevel(vocabulary, unk_token="[UNK]"))
     tokenizer.pre_tokenizer = Whitespace()
-    names = {"unk_token": "[UNK]"}
-    if bert:
-        tokenizer.post_processor = TemplateProcessing(
-            single="[CLS] $A [SEP]", special_tokens=[("[CLS]", 2), ("[SEP]", 3)]
-        )
-        names |= {"pad_token": "[PAD]", "cls_token": "[CLS]", "sep_token": "[SEP]"}
+    if special is not None:
+        template = "[CLS] $A [SEP]" if special == "bert" else "[BOS] $A"
+        around = [(token, vocabulary[token]) for token in template.split() if token in vocabulary]
+        tokenizer.post_processor = TemplateProcessing(single=template, special_tokens=around)
+    names = {f"{token.strip('[]').lower()}_token": token for token in tokens}
     PreTrainedTokenizerFast(tokenizer_object=tokenizer, **names).save_pretrained(folder)
 
 
@@ -35,7 +36,7 @@ def write_bert(folder: Path) -> Path:
         max_position_embeddings=64, initializer_range=0.5,
     )  # fmt: skip
     BertModel(config, add_pooling_layer=False).save_pretrained(folder)
-    write_tokenizer(folder, bert=True)
+    write_tokenizer(folder, "bert")
     return folder
 
 
@@ -47,7 +48,7 @@ def write_gpt2(folder: Path) -> Path:
         bos_token_id=0, eos_token_id=0,
     )  # fmt: skip
     GPT2Model(config).save_pretrained(folder)
-    write_tokenizer(folder, bert=False)
+    write_tokenizer(folder)
     return folder
 
 
