@@ -8,6 +8,7 @@ from typing import Any, Literal, cast
 
 import lightning as L
 from jsonargparse import Namespace
+from lightning.fabric.plugins import CheckpointIO
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.utilities import rank_zero_only
@@ -29,7 +30,11 @@ from atoms.training.mlflow_logger import AtomsMLFlowLogger
 from atoms.training.module import TSAEModule
 from atoms.training.parallel import TensorParallel, fresh, supported
 from atoms.training.progress_bar import FitProgress
+from atoms.training.sealed import SealedCheckpointIO
 from atoms.training.summary import Summary
+
+LAST = "last"
+"""The value of ``ckpt_path`` that goes on where the same command ended, or begins."""
 
 
 class AtomsTrainer(L.Trainer):
@@ -105,7 +110,10 @@ class AtomsCLI(LightningCLI):
         command = self.config.subcommand
         ckpt_path = self.config[command].get("ckpt_path")
         self.record: checkpoint.Record | None = None
-        if not ckpt_path:
+        self.go_on = command == "fit" and ckpt_path == LAST
+        if self.go_on:  # found once the store and the model are there to compare with
+            self.config.fit.ckpt_path = None
+        if not ckpt_path or self.go_on:
             return
         content, self.record = checkpoint.read(ckpt_path)
         stored = content.get("hyper_parameters", {})
@@ -153,6 +161,11 @@ class AtomsCLI(LightningCLI):
         if config.get("enable_checkpointing") is False:
             callbacks = [callback for callback in callbacks if not isinstance(callback, checkpoint.KeepLast)]
         self.strategy = config["strategy"] = supported(config["strategy"])
+        # Plugins may be a list, or a single one.
+        given = config.get("plugins") or []
+        plugins = [*given] if isinstance(given, (list, tuple)) else [given]
+        if not any(isinstance(plugin, CheckpointIO) for plugin in plugins):
+            config["plugins"] = [*plugins, SealedCheckpointIO()]
         try:
             trainer = super()._instantiate_trainer(config, callbacks)
         except (MisconfigurationException, ValueError, TypeError) as error:
@@ -177,6 +190,8 @@ class AtomsCLI(LightningCLI):
         self._ensure_store()
         self.datamodule.require_batch()
         data = self.datamodule
+        if self.go_on:
+            self._find_last()
         if self.record and self.record.identity != data.store.identity_hash:
             raise AtomsError(
                 f"data.store is {data.path}, but the checkpoint learnt from other rows, those of {self.record.store}: "
@@ -291,13 +306,37 @@ class AtomsCLI(LightningCLI):
         # The language model drew from the global generators; a fit on a store found and one just made must be equal.
         self._set_seed()
 
+    def _find_last(self) -> None:
+        """Take up the newest checkpoint that these settings have written on these rows."""
+        model, data = self.model.hparams, self.datamodule
+
+        def fits(content: dict[str, Any], record: checkpoint.Record) -> bool:
+            stored = content.get("hyper_parameters", {})
+            return (
+                (record.identity, record.data) == (data.store.identity_hash, data.order_settings())
+                and stored.keys() == model.keys()
+                and all(_plain(stored[key]) == _plain(value) for key, value in model.items())
+            )
+
+        own = getattr(self.trainer.checkpoint_callback, "dirpath", None)
+        folders = [folder for folder in (self.trainer.default_root_dir, own) if folder]
+        path = checkpoint.newest(folders, fits)
+        if path is None:
+            _say(f"note     no checkpoint of these settings in {' or '.join(folders)}: starting from the beginning")
+            return
+        _say(f"resume   {path}")
+        self.record = checkpoint.read(path)[1]
+        self.config.fit.ckpt_path = self.config_init.fit.ckpt_path = path
+
     def _require_checkpoint(self) -> None:
         if self.record is None:
             raise AtomsError("ckpt_path is not set: name the checkpoint with --ckpt_path; `atoms fit` prints its path")
 
     def _last_checkpoint(self) -> str:
         callback = self.trainer.checkpoint_callback
-        return (isinstance(callback, checkpoint.KeepLast) and callback.newest) or "none was saved"
+        saved = isinstance(callback, checkpoint.KeepLast) and callback.newest
+        # A fit taken up at its end saves nothing more.
+        return saved or self.config_init.fit.ckpt_path or "none was saved"
 
     def _save_artefacts(self, summaries: list[Summary]) -> dict[str, Path]:
         """Every member as a folder that loads without Lightning, beside the checkpoints."""
@@ -321,6 +360,7 @@ class AtomsCLI(LightningCLI):
 
     def _take_up_run(self, logger: AtomsMLFlowLogger) -> None:
         """Go on with the run of the checkpoint, or describe a new one."""
+        logger.folder = Path(self.trainer.default_root_dir)
         if self.record and self.record.run_id and self.record.tracking_uri == logger.tracking_uri:
             try:
                 logger.reattach(self.record.run_id)
@@ -360,9 +400,8 @@ class AtomsCLI(LightningCLI):
         if logger.run_name is None:
             # MLflow would draw a name from the seeded generator: the same for every run.
             tags["mlflow.runName"] = f"{tags['site']} {' '.join(counts)} atoms"
-        if is_first_rank():
-            for key, value in tags.items():
-                logger.experiment.set_tag(logger.run_id, key, value)
+        for key, value in tags.items():
+            logger.log_tag(key, value)
 
 
 def run(words: list[str]) -> None:

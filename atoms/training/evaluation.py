@@ -12,6 +12,7 @@ from atoms.activations.datamodule import ActivationDataModule
 from atoms.training import checkpoint
 from atoms.training.mlflow_logger import AtomsMLFlowLogger, child_run
 from atoms.training.module import TSAEModule
+from atoms.training.outbox import short
 from atoms.training.summary import Summary, draw, summarise, table
 
 
@@ -119,7 +120,10 @@ def log_child(record: checkpoint.Record, ckpt_path: str | Path, summaries: list[
     try:
         child = child_run(record.tracking_uri, record.run_id, name, tags)
     except Exception as error:
-        print(f"note     not logged: run {record.run_id} is not in {record.tracking_uri} ({error})", file=sys.stderr)
+        print(
+            f"note     not logged: run {record.run_id} is not in {record.tracking_uri} ({short(error)})",
+            file=sys.stderr,
+        )
         return None
     log_final(child, summaries, prefix)
     child.finalize("success")

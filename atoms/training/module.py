@@ -238,6 +238,8 @@ class TSAEModule(L.LightningModule):
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Add the record of the run."""
         logger = next((logger for logger in self.trainer.loggers if isinstance(logger, AtomsMLFlowLogger)), None)
+        if logger:
+            logger.settle()  # what a resumed fit will not log again
         checkpoint[KEY] = Record(
             store=str(self.data.path.resolve()),
             identity=self.data.store.identity_hash,
