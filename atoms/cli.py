@@ -1,11 +1,12 @@
 """The ``atoms`` command: a dispatcher that imports a command only when it is asked for."""
 
 import os
+import signal
 import sys
 import warnings
 from collections.abc import Sequence
 
-from atoms import __version__
+from atoms import __version__, interruption
 from atoms.errors import AtomsError, printable
 
 USAGE = """\
@@ -52,7 +53,8 @@ def main(args: Sequence[str] | None = None) -> None:
 
     Raises:
         SystemExit: With status 1 and one line on standard error where a setting, a file or the machine is at
-            fault; with status 2 for an unknown command.
+            fault; with status 2 for an unknown command; with 130 after Ctrl-C; and with 0 where a scheduler asked a
+            fit or a harvest to stop, which can go on from there.
     """
     words = list(sys.argv[1:] if args is None else args)
     if not words or words[0] in ("-h", "--help", "help"):
@@ -75,30 +77,41 @@ def main(args: Sequence[str] | None = None) -> None:
         trust(packages)
         if not words:
             raise AtomsError("no command: 'atoms --help' lists them")
-        if words[0] == "validate":
-            from atoms.commands.validate import run
+        with interruption.caught():
+            if words[0] == "validate":
+                from atoms.commands.validate import run
 
-            run(words[1:])
-        elif words[0] == "sites":
-            from atoms.commands.sites import run as run_sites
+                run(words[1:])
+            elif words[0] == "sites":
+                from atoms.commands.sites import run as run_sites
 
-            run_sites(words[1:])
-        elif words[0] in ("fit", "cache", "test", "predict"):
-            from atoms.commands.fit import run as run_cli
+                run_sites(words[1:])
+            elif words[0] in ("fit", "cache", "test", "predict"):
+                from atoms.commands.fit import run as run_cli
 
-            run_cli(words)
-        else:
-            print(f"atoms: error: unknown command {words[0]!r}; 'atoms --help' lists them", file=sys.stderr)
-            raise SystemExit(2)
+                run_cli(words)
+            else:
+                print(f"atoms: error: unknown command {words[0]!r}; 'atoms --help' lists them", file=sys.stderr)
+                raise SystemExit(2)
     except (AtomsError, OSError, MemoryError) as error:
         print(f"atoms: error: {_line(error)}", file=sys.stderr)
         raise SystemExit(1) from None
-    except (KeyboardInterrupt, SystemExit) as stop:
-        # Lightning turns Ctrl-C into an exit of its own.
-        if isinstance(stop, SystemExit) and not isinstance(stop.__context__, KeyboardInterrupt):
-            raise
-        print("atoms: interrupted; to go on, harvest again as before, or fit with --ckpt_path", file=sys.stderr)
-        raise SystemExit(130) from None
+    except interruption.Interrupted as stop:
+        raise SystemExit(_stopped(words[0], stop)) from None
+
+
+def _stopped(command: str, stop: interruption.Interrupted) -> int:
+    """Say how to go on, and give the status to exit with.
+
+    Nought tells a scheduler that the work is in order as far as it got, and may be queued again.
+    """
+    resumable = command in ("fit", "cache")
+    how = f"--ckpt_path={stop.checkpoint} (or --ckpt_path=last)" if stop.checkpoint else ""
+    again = "run the same command again" + (f" with {how}" if how else ", whole blocks are kept" if resumable else "")
+    print(f"atoms: interrupted by {stop.number.name}; to go on, {again}", file=sys.stderr)
+    if stop.number == signal.SIGUSR1 and resumable and (line := interruption.requeue()):
+        print(f"atoms: {line}", file=sys.stderr)
+    return 0 if resumable and stop.number != signal.SIGINT else 128 + stop.number
 
 
 def _line(error: Exception) -> str:

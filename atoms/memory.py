@@ -1,7 +1,12 @@
-"""Keep memory that was freed, instead of asking the kernel for the same pages every step."""
+"""Memory of this process: how much it took, and keeping what was freed."""
 
 import ctypes
+import resource
 import sys
+
+import torch
+
+from atoms.progress import size
 
 _M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_MAX = -1, -2, -4  # malloc.h of glibc
 
@@ -24,3 +29,15 @@ def keep_freed_memory() -> bool:
         return False
     settings = {_M_MMAP_MAX: 0, _M_TRIM_THRESHOLD: 2**31 - 1, _M_TOP_PAD: 64 * 2**20}
     return all(mallopt(name, value) for name, value in settings.items())
+
+
+def peak_memory(device: torch.device) -> str:
+    """The most memory held so far, for people: of the GPU the process runs on, else of the process.
+
+    Args:
+        device: Where the process computes.
+    """
+    if device.type == "cuda":
+        return f"{size(torch.cuda.max_memory_allocated(device))} of GPU memory at most"
+    unit = 1 if sys.platform == "darwin" else 1024  # macOS counts bytes, Linux KiB
+    return f"{size(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit)} of memory at most"

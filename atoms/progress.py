@@ -2,6 +2,7 @@
 
 import sys
 import time
+from collections.abc import Callable
 from types import TracebackType
 
 from rich.console import Console
@@ -47,10 +48,19 @@ class Meter:
         total: How many items there are.
         unit: What an item is called.
         enabled: Draw at all; ranks other than the first do not.
+        note: What else there is to say at any moment; None for nothing.
     """
 
-    def __init__(self, label: str, total: int, unit: str = "tokens", enabled: bool = True) -> None:
+    def __init__(
+        self,
+        label: str,
+        total: int,
+        unit: str = "tokens",
+        enabled: bool = True,
+        note: Callable[[], str] | None = None,
+    ) -> None:
         self.label, self.total, self.unit, self.enabled = label, total, unit, enabled
+        self.note = note or (lambda: "")
         self.done = 0
         self._started = self._last_line = time.monotonic()
         self._bar: Progress | None = None
@@ -63,10 +73,11 @@ class Meter:
                 _Rate(),
                 TextColumn("left"),
                 TimeRemainingColumn(),
+                TextColumn("{task.fields[note]}"),
                 console=console,
                 transient=True,
             )
-            self._task = self._bar.add_task(label, total=total, unit=unit)
+            self._task = self._bar.add_task(label, total=total, unit=unit, note="")
 
     def __enter__(self) -> "Meter":
         self.start()
@@ -87,12 +98,13 @@ class Meter:
         """Note that ``items`` more are done."""
         self.done += items
         if self._bar:
-            self._bar.update(self._task, advance=items)
+            self._bar.update(self._task, advance=items, note=self.note())
         elif self.enabled and time.monotonic() - self._last_line > SECONDS_BETWEEN_LINES:
             self._last_line = time.monotonic()
             rate = self.done / max(self._last_line - self._started, 1e-9)
             left = duration((self.total - self.done) / rate) if rate else "?"
-            self.say(f"{self.label}: {self.done:,} of {self.total:,} {self.unit}, {rate:,.0f}/s, {left} left")
+            said = f"{self.label}: {self.done:,} of {self.total:,} {self.unit}, {rate:,.0f}/s, {left} left"
+            self.say(", ".join(filter(None, (said, self.note()))))
 
     def say(self, line: str) -> None:
         """Print ``line`` above the bar."""

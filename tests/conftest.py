@@ -9,15 +9,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+import tiny_models
 import torch
 from families import tiny
 from mlflow.entities import Run
 from mlflow.tracking import MlflowClient
-from tokenizers import Tokenizer
-from tokenizers.models import WordLevel
-from tokenizers.pre_tokenizers import Whitespace
-from tokenizers.processors import TemplateProcessing
-from transformers import BertConfig, BertModel, GPT2Config, GPT2Model, PreTrainedTokenizerFast
+from tiny_models import WORDS
 
 from atoms.activations.datamodule import ActivationDataModule
 from atoms.activations.planted import PlantedSpec, plant
@@ -25,8 +22,6 @@ from atoms.cli import main
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 torch.set_num_threads(1)  # nothing here is large enough for two
-
-WORDS = [f"w{i}" for i in range(200)]
 
 
 @pytest.fixture(autouse=True)
@@ -43,22 +38,6 @@ def _own_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)  # MLflow sets it for the rest of the process
 
 
-def _tokenizer(folder: Path, special: str | None = None) -> None:
-    """Words are tokens; special ones stand around a text as in BERT (``bert``), before it (``bos``), or nowhere."""
-    tokens = {"bert": ["[PAD]", "[UNK]", "[CLS]", "[SEP]"], "bos": ["[PAD]", "[BOS]", "[UNK]"], None: ["[UNK]"]}[
-        special
-    ]
-    vocabulary = {word: i for i, word in enumerate([*tokens, "the", *WORDS])}
-    tokenizer = Tokenizer(WordLevel(vocabulary, unk_token="[UNK]"))
-    tokenizer.pre_tokenizer = Whitespace()
-    if special is not None:
-        template = "[CLS] $A [SEP]" if special == "bert" else "[BOS] $A"
-        around = [(token, vocabulary[token]) for token in template.split() if token in vocabulary]
-        tokenizer.post_processor = TemplateProcessing(single=template, special_tokens=around)
-    names = {f"{token.strip('[]').lower()}_token": token for token in tokens}
-    PreTrainedTokenizerFast(tokenizer_object=tokenizer, **names).save_pretrained(folder)
-
-
 @pytest.fixture
 def tiny_folder(tmp_path: Path) -> Callable[..., Path]:
     """Make a tiny model of any family with its tokenizer in a folder; keywords change its configuration."""
@@ -66,7 +45,7 @@ def tiny_folder(tmp_path: Path) -> Callable[..., Path]:
     def make(family: str, special: str | None = "bos", **changes: object) -> Path:
         folder = tmp_path / family
         tiny(family, vocab_size=len(WORDS) + 5, **changes).save_pretrained(folder)
-        _tokenizer(folder, special)
+        tiny_models.write_tokenizer(folder, special)
         return folder
 
     return make
@@ -75,41 +54,19 @@ def tiny_folder(tmp_path: Path) -> Callable[..., Path]:
 @pytest.fixture(scope="session")
 def tiny_bert(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A BERT of three blocks and width 16 with random weights, and its tokenizer."""
-    folder = tmp_path_factory.mktemp("bert")
-    torch.manual_seed(0)
-    config = BertConfig(
-        vocab_size=len(WORDS) + 5, hidden_size=16, num_hidden_layers=3, num_attention_heads=2, intermediate_size=32,
-        max_position_embeddings=64, initializer_range=0.5,
-    )  # fmt: skip
-    BertModel(config, add_pooling_layer=False).save_pretrained(folder)
-    _tokenizer(folder, "bert")
-    return folder
+    return tiny_models.write_bert(tmp_path_factory.mktemp("bert"))
 
 
 @pytest.fixture(scope="session")
 def tiny_gpt2(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A GPT-2 of three blocks and width 16 with random weights, and its tokenizer."""
-    folder = tmp_path_factory.mktemp("gpt2")
-    torch.manual_seed(0)
-    config = GPT2Config(
-        vocab_size=len(WORDS) + 5, n_embd=16, n_layer=3, n_head=2, n_positions=64, initializer_range=0.5,
-        bos_token_id=0, eos_token_id=0,
-    )  # fmt: skip
-    GPT2Model(config).save_pretrained(folder)
-    _tokenizer(folder)
-    return folder
+    return tiny_models.write_gpt2(tmp_path_factory.mktemp("gpt2"))
 
 
 @pytest.fixture(scope="session")
 def text_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Sixty documents of random words, no two alike."""
-    folder = tmp_path_factory.mktemp("text")
-    generator = torch.Generator().manual_seed(1)
-    for number in range(60):
-        length = int(torch.randint(20, 90, (), generator=generator))
-        picks = torch.randint(0, len(WORDS), (length,), generator=generator)
-        (folder / f"{number:03d}.txt").write_text(" ".join(WORDS[pick] for pick in picks))
-    return folder
+    return tiny_models.write_text(tmp_path_factory.mktemp("text"), 60)
 
 
 @pytest.fixture(scope="session")

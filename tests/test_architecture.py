@@ -11,7 +11,7 @@ ROOT = Path(atoms.__file__).parent
 MAY_IMPORT = {
     "geometry": set(),
     "sae": {"geometry"},
-    "metrics": {"geometry"},
+    "metrics": {"geometry", "sae"},
     "activations": {"geometry"},
     "training": {"geometry", "sae", "metrics", "activations"},
     "commands": {"training", "activations", "sae"},

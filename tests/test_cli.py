@@ -3,7 +3,6 @@
 import json
 import os
 import shutil
-import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -378,34 +377,3 @@ def test_text_takes_the_place_of_facts(model, tiny_folder, capsys):
     assert {key: merged[key] for key in text if key != "corpus"} == {k: v for k, v in text.items() if k != "corpus"}
     assert merged["sites"] == first["sites"]
     assert merged["model"]["dtype"] == "bfloat16"
-
-
-# ---------------------------------------------------------------------------------------------- interruption
-
-INTERRUPTED = """
-import os, signal, sys
-import lightning as L
-from atoms.cli import main
-
-class Interrupt(L.Callback):
-    def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
-        if batch_idx == 2:
-            os.kill(os.getpid(), signal.SIGINT)
-
-if __name__ == "__main__":
-    main(sys.argv[1:])
-"""
-
-
-def test_interrupt_says_how_to_go_on(fit_words, tmp_path):
-    (tmp_path / "interrupted.py").write_text(INTERRUPTED)
-    interrupt = "--trainer.callbacks+=interrupted.Interrupt"
-    trust = "--allow_import=interrupted"
-    done = subprocess.run(
-        [sys.executable, "interrupted.py", *fit_words, "--trainer.logger=false", interrupt, trust],
-        capture_output=True, text=True, env={**os.environ, "PYTHONPATH": f"{tmp_path}:{CONFIGS.parent}"},
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
-    )  # fmt: skip
-    assert done.returncode == 130
-    assert done.stderr.splitlines()[-1].startswith("atoms: interrupted; to go on")
-    assert "Traceback" not in done.stderr

@@ -33,7 +33,7 @@ def test_statistics_are_sums_over_rows() -> None:
 
 
 def test_silent_atoms_are_counted_in_rows_and_offered_longest_first() -> None:
-    _, control = make(dead_after=150)
+    sae, control = make(dead_after=150)
     fired = torch.ones(40)
     fired[[3, 5]] = 0
     control.update(statistics(100, 320, 50, fired, fired))
@@ -42,8 +42,9 @@ def test_silent_atoms_are_counted_in_rows_and_offered_longest_first() -> None:
     assert control.silent_rows.nonzero().squeeze().item() == 3
     assert control.silent_rows[3] == 200
     assert control.rows_seen == 200
-    index, silent = control.spare()
+    index, silent, count = control.spare(sae)
     assert index[0] == 3
+    assert count == 1
     assert silent.tolist() == [1.0] + [0.0] * (control.num_spare - 1)
 
 

@@ -249,7 +249,8 @@ def ranks_of(data: ActivationDataModule, world_size: int, method: str) -> list[A
     loaders = []
     for rank in range(world_size):
         root = SimpleNamespace(root_device=torch.device("cpu"))
-        data.trainer = SimpleNamespace(global_rank=rank, world_size=world_size, strategy=root)  # type: ignore[assignment]
+        shares = {"rank": rank, "num_replicas": world_size}
+        data.trainer = SimpleNamespace(distributed_sampler_kwargs=shares, strategy=root)  # type: ignore[assignment]
         loaders.append(getattr(data, method)())
     data.trainer = None
     return loaders

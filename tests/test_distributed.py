@@ -1,7 +1,10 @@
-"""Two processes do what one does."""
+"""Two processes, or four, do what one does."""
 
+import contextlib
+import io
 import json
 import os
+import socket
 import subprocess
 import sys
 from itertools import pairwise
@@ -14,8 +17,12 @@ from mlflow.tracking import MlflowClient
 
 import atoms
 from atoms.activations.store import ActivationStore
+from atoms.cli import main
+from atoms.sae import ThresholdSAE
 
 ROOT = Path(atoms.__file__).parents[1]
+SHARDED = ("--trainer.devices=2", "--trainer.strategy=tensor_parallel")
+GRID = ("--trainer.devices=4", "--trainer.strategy=ModelParallelStrategy", "--trainer.strategy.tensor_parallel_size=2")
 TWO = ("--trainer.devices=2", "--trainer.strategy=ddp")
 
 # Notes, on every rank, which rows each batch holds and which atoms count as silent.
@@ -39,33 +46,84 @@ class Witness(L.Callback):
 """
 
 
-def atoms_in(folder: Path, *words: object) -> str:
+def atoms_in(folder: Path, *words: object, launcher: str = "lightning") -> str:
+    """Run the command in ``folder`` and return what it prints: here if one process does it, else in new ones.
+
+    Args:
+        launcher: Who starts them: Lightning itself, torchrun, or Slurm (two tasks, each told its place by ``srun``).
+    """
     folder.mkdir(exist_ok=True)
     (folder / "witness.py").write_text(WITNESS)
+    words = (*map(str, words), "--trainer.accelerator=cpu")
+    if not any(word.startswith("--trainer.devices") for word in words):
+        with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(io.StringIO()) as out:
+            patch.chdir(folder)
+            patch.syspath_prepend(folder)
+            patch.delenv("MLFLOW_TRACKING_URI", raising=False)
+            main(list(words))
+        return out.getvalue()
     environment = {**os.environ, "PYTHONPATH": f"{folder}:{ROOT}", "OMP_NUM_THREADS": "1"}
     for name in ("MLFLOW_TRACKING_URI", "LOCAL_RANK", "MASTER_PORT", "NODE_RANK"):
         environment.pop(name, None)
-    command = [sys.executable, "-W", "ignore", "-m", "atoms", *map(str, words), "--trainer.accelerator=cpu"]
-    done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=240)
-    assert done.returncode == 0, done.stderr
-    return done.stdout
+    command = [sys.executable, "-W", "ignore", "-m", "atoms", *words]
+    places: list[dict[str, str]] = [{}]
+    if launcher == "torchrun":
+        at = ["--nproc_per_node=2", f"--master_port={free_port()}"]
+        command = [sys.executable, "-m", "torch.distributed.run", *at, "-m", "atoms", *words]
+        environment["PYTHONWARNINGS"] = "ignore"
+    if launcher == "srun":
+        job = {"SLURM_NTASKS": 2, "SLURM_NTASKS_PER_NODE": 2, "SLURM_NNODES": 1, "SLURM_JOB_NAME": "atoms"}
+        job |= {"SLURM_JOB_ID": 7, "SLURM_NODEID": 0, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": free_port()}
+        tasks = ({"SLURM_PROCID": rank, "SLURM_LOCALID": rank, **job} for rank in (0, 1))
+        places = [{name: str(value) for name, value in task.items()} for task in tasks]
+    running = [
+        subprocess.Popen(
+            command, cwd=folder, env=environment | place, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+        )
+        for place in places
+    ]
+    said = [process.communicate(timeout=240) for process in running]
+    assert not any(process.returncode for process in running), said
+    assert said[1:] == [("", "")] * (len(places) - 1)  # only the first rank speaks
+    return said[0][0]
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+SETTINGS = {
+    "data.batch_size": 64, "data.pool_mib": 1, "data.lanes": 2, "model.expansion": 6, "model.target_l0": 2,
+    "model.lr": 5e-3, "trainer.max_epochs": 3, "trainer.limit_train_batches": 72, "trainer.log_every_n_steps": 1,
+}  # fmt: skip
+LAYOUTS = {"one": ((), "lightning"), "two": (TWO, "torchrun"), "grid": (GRID, "lightning")}
+
+
+def fit_words(store: Path, *words: str) -> list[str]:
+    return ["fit", f"--data.store={store}", *(f"--{name}={value}" for name, value in SETTINGS.items()), *words]
 
 
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory, planted_store, empty_database):
-    """The same fit of 216 steps by one process and by two; few atoms are needed, so many fall silent."""
-    settings = {
-        "data.store": planted_store, "data.batch_size": 64, "data.pool_mib": 1, "data.lanes": 2, "model.expansion": 6,
-        "model.target_l0": 2, "model.lr": 5e-3, "trainer.max_epochs": 3, "trainer.limit_train_batches": 72,
-        "trainer.log_every_n_steps": 1, "trainer.callbacks+": "witness.Witness",
-    }  # fmt: skip
+    """The same fit of 216 steps: by one process, by torchrun's two that share rows, by four that share rows and atoms.
+
+    Few atoms are needed, so many fall silent.
+    """
     found = {}
-    for ranks in (1, 2):
-        found[ranks] = folder = tmp_path_factory.mktemp(f"ranks-{ranks}")
+    for name, (layout, launcher) in LAYOUTS.items():
+        found[name] = folder = tmp_path_factory.mktemp(name)
         (folder / "mlflow.db").write_bytes(empty_database.read_bytes())
-        words = [f"--{name}={value}" for name, value in settings.items()]
-        (folder / "out.txt").write_text(atoms_in(folder, "fit", *words, *(TWO if ranks == 2 else ())))
+        words = fit_words(planted_store, "--trainer.callbacks+=witness.Witness", "--allow_import=witness", *layout)
+        words += ["--checkpoint.every_n_train_steps=108", "--checkpoint.save_top_k=-1"]
+        (folder / "out.txt").write_text(atoms_in(folder, *words, launcher=launcher))
     return found
+
+
+def checkpoint(folder: Path, step: int = 216) -> Path:
+    (path,) = folder.glob(f"runs/*/*/checkpoints/step-{step:07}.ckpt")
+    return path
 
 
 def run(folder: Path):
@@ -80,68 +138,90 @@ def witness(folder: Path, rank: int) -> list[dict]:
 
 
 class TestFit:
-    """The loss sees the whole batch, whoever holds it."""
+    """The loss sees the whole batch, whoever holds its rows and whoever the atoms."""
 
     def test_every_global_batch_has_the_same_rows(self, folders):
-        alone = [note["rows"] for note in witness(folders[1], 0)]
-        left, right = ([note["rows"] for note in witness(folders[2], rank)] for rank in (0, 1))
+        alone = [note["rows"] for note in witness(folders["one"], 0)]
+        left, right = ([note["rows"] for note in witness(folders["two"], rank)] for rank in (0, 1))
         assert len(alone) == len(left) == len(right) == 216
         for whole, first, second in zip(alone, left, right, strict=True):
             assert len(first) == len(second) == 32
             assert sorted(whole) == sorted(first + second)
+        for rank, rows in enumerate((left, left, right, right)):  # those who share the atoms see the same
+            assert [note["rows"] for note in witness(folders["grid"], rank)] == rows
 
-    def test_same_curves(self, folders):
+    @pytest.mark.parametrize("layout", ["two", "grid"])
+    def test_same_curves(self, folders, layout):
         curves = {}
-        for ranks, folder in folders.items():
-            client, found = run(folder)
+        for name in ("one", layout):
+            client, found = run(folders[name])
             assert found.info.status == "FINISHED"
-            for name in ("loss", "error", "l0"):
-                points = client.get_metric_history(found.info.run_id, f"train/{name}")
+            for key in ("loss", "error", "revival", "l0"):
+                points = client.get_metric_history(found.info.run_id, f"train/{key}")
                 assert [point.step for point in points] == [64 * step for step in range(1, 217)]
-                curves[ranks, name] = torch.tensor([point.value for point in points], dtype=torch.float64)
-        for name in ("loss", "error", "l0"):
-            torch.testing.assert_close(curves[1, name], curves[2, name], rtol=1e-4, atol=0)
-        assert curves[1, "loss"][-1] < 0.8 * curves[1, "loss"][:20].mean()
+                curves[name, key] = torch.tensor([point.value for point in points], dtype=torch.float64)
+        for key in ("loss", "error", "revival", "l0"):
+            torch.testing.assert_close(curves["one", key], curves[layout, key], rtol=2e-4, atol=0)
+        assert curves["one", "loss"][-1] < 0.8 * curves["one", "loss"][:20].mean()
 
     def test_same_atoms_fall_silent_and_come_back(self, folders):
-        alone, left, right = (
-            [set(note["silent"]) for note in witness(folders[ranks], rank)] for ranks, rank in ((1, 0), (2, 0), (2, 1))
-        )
-        assert alone == left == right
+        places = [("one", 0), *(("two", rank) for rank in range(2)), *(("grid", rank) for rank in range(4))]
+        alone, *others = ([set(note["silent"]) for note in witness(folders[name], rank)] for name, rank in places)
+        assert all(other == alone for other in others)
         revived = [before - after for before, after in pairwise(alone)]
         assert sum(map(len, revived)) >= 3
 
     def test_same_scores_figures_and_table(self, folders):
-        finals = []
-        for folder in folders.values():
+        finals = {}
+        for layout, folder in folders.items():
             _, found = run(folder)
-            finals.append({name: value for name, value in found.data.metrics.items() if name.startswith("final/")})
+            finals[layout] = {key: value for key, value in found.data.metrics.items() if key.startswith("final/")}
             assert len(list(Path(found.info.artifact_uri).glob("figures/*.png"))) == 4
             assert (folder / "out.txt").read_text().count("R² centred, raw") == 1
-        assert finals[0].keys() == finals[1].keys()
-        for name in finals[0]:
-            assert finals[0][name] == pytest.approx(finals[1][name], rel=1e-4, abs=1e-6), name
+            assert ThresholdSAE.load(*folder.glob("runs/*/*/checkpoints/atoms/tsae")).decoder.shape == (96, 16)
+        for layout in ("two", "grid"):
+            assert finals[layout].keys() == finals["one"].keys()
+            for key, value in finals["one"].items():
+                assert finals[layout][key] == pytest.approx(value, rel=1e-4, abs=1e-6), (layout, key)
 
-    @pytest.mark.parametrize(("learnt_by", "words"), [(1, TWO), (2, ())])
+    @pytest.mark.parametrize(("learnt_by", "words"), [("one", SHARDED), ("two", ()), ("grid", ())])
     def test_either_judges_the_checkpoint_of_the_other(self, folders, learnt_by, words):
-        (path,) = folders[learnt_by].glob("runs/*/*/checkpoints/*.ckpt")
+        path = checkpoint(folders[learnt_by])
         out = atoms_in(folders[learnt_by] / "judged", "validate", f"--ckpt_path={path}", *words)
         table = out.split("logged")[0].rstrip()
         assert "memorisation gap" in table
         assert (folders[learnt_by] / "out.txt").read_text().startswith(table)
 
+    @pytest.mark.parametrize(("learnt_by", "words"), [("one", SHARDED), ("grid", ())])
+    def test_either_goes_on_from_the_checkpoint_of_the_other(self, folders, planted_store, learnt_by, words, tmp_path):
+        path = checkpoint(folders[learnt_by], 108)
+        atoms_in(tmp_path / "on", *fit_words(planted_store, "--trainer.logger=false", f"--ckpt_path={path}", *words))
+        (last,) = (tmp_path / "on").rglob("step-0000216.ckpt")
+        ours, theirs = (torch.load(file, weights_only=True) for file in (last, checkpoint(folders["one"])))
+        assert ours["global_step"] == theirs["global_step"] == 216
+        rows = [content["loops"]["fit_loop"]["state_dict"] for content in (ours, theirs)]
+        assert rows[0] == rows[1]
+        for key, value in theirs["state_dict"].items():
+            if isinstance(value, torch.Tensor):
+                torch.testing.assert_close(ours["state_dict"][key], value, rtol=1e-3, atol=1e-4, msg=key)
+        (mine,), (state,) = ours["optimizer_states"], theirs["optimizer_states"]
+        assert mine["param_groups"] == state["param_groups"]
+        for index, values in state["state"].items():
+            for key, value in values.items():
+                torch.testing.assert_close(mine["state"][index][key], value, rtol=1e-2, atol=1e-4, msg=key)
+
     def test_two_write_the_codes_of_every_row_once(self, folders, planted_store):
-        (path,) = folders[2].glob("runs/*/*/checkpoints/*.ckpt")
+        path = checkpoint(folders["two"])
         words = (f"--data.store={planted_store}", f"--ckpt_path={path}", "--data.batch_size=250", "--splits=[val]")
-        atoms_in(folders[2], "predict", *words, *TWO)
-        group = zarr.open_group(folders[2] / "codes.zarr", mode="r")["val/tsae"]
+        atoms_in(folders["two"], "predict", *words, *TWO)
+        group = zarr.open_group(folders["two"] / "codes.zarr", mode="r")["val/tsae"]
         assert group.attrs["complete"]
         rows = [row for _, part in group.groups() for row in part["rows"][:]]
         assert {name.split("-")[1] for name, _ in group.groups()} == {"000", "001"}
         assert sorted(rows) == list(range(600))
 
 
-def test_two_harvest_what_one_does(tiny_bert, text_folder, tmp_path):
+def test_two_tasks_of_slurm_harvest_what_one_process_does(tiny_bert, text_folder, tmp_path):
     corpus = {"class_path": "atoms.activations.TextFiles", "init_args": {"paths": [str(text_folder)]}}
     words = [
         f"--data.harvest.model={{name: {tiny_bert}}}", f"--data.harvest.corpus={json.dumps(corpus)}",
@@ -150,6 +230,24 @@ def test_two_harvest_what_one_does(tiny_bert, text_folder, tmp_path):
     ]  # fmt: skip
     digests = []
     for name, ranks in (("one", ()), ("two", TWO)):
-        atoms_in(tmp_path / name, "cache", *words, *ranks)
+        atoms_in(tmp_path / name, "cache", *words, *ranks, launcher="srun" if ranks else "lightning")
         digests.append(ActivationStore.open(tmp_path / name / "store").content_digest())
     assert digests[0] == digests[1]
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--trainer.strategy=fsdp"], "trainer.strategy is fsdp, under which atoms does not train: use ddp, or tensor"),
+        (["--trainer.strategy=deepspeed_stage_2"], "trainer.strategy is deepspeed_stage_2, under which"),
+        (
+            ["--trainer.strategy=ModelParallelStrategy", "--trainer.strategy.tensor_parallel_size=3"],
+            "trainer.strategy: data_parallel_size 1 times tensor_parallel_size 3 is not 2, the number of processes",
+        ),
+    ],
+)
+def test_what_cannot_be_shared_is_said_in_one_line(planted_store, capsys, monkeypatch, words, message):
+    with pytest.raises(SystemExit) as stop:
+        main([*fit_words(planted_store, "--trainer.accelerator=cpu", "--trainer.devices=2"), *words])
+    assert stop.value.code == 1
+    assert message in capsys.readouterr().err

@@ -159,7 +159,7 @@ class TestResume:
         with pytest.MonkeyPatch.context() as patch:
             patch.syspath_prepend(tmp_path)
             with pytest.raises(RuntimeError, match="the power is gone"):
-                main([*fitted.words, "--trainer.callbacks+=stopper.Stopper"])
+                main([*fitted.words, "--trainer.callbacks+=stopper.Stopper", "--allow_import=stopper"])
         (run,) = runs(database)
         assert run.info.status == "FAILED"
         assert not final(run)

@@ -3,12 +3,13 @@ import subprocess
 import sys
 
 import pytest
+import torch
 
-from atoms.memory import keep_freed_memory
+from atoms.memory import keep_freed_memory, peak_memory
 
 COUNT_FAULTS = """
 import resource, torch
-from atoms.memory import keep_freed_memory
+from atoms.memory import keep_freed_memory, peak_memory
 assert keep_freed_memory()
 def use():
     for _ in range(20):
@@ -35,3 +36,16 @@ def test_other_systems_are_left_alone(monkeypatch):
     monkeypatch.setattr(sys, "platform", "darwin")
     monkeypatch.setattr(ctypes, "CDLL", None)
     assert not keep_freed_memory()
+
+
+def test_the_peak_of_this_process_is_said():
+    held = torch.ones(2**26 // 4)  # 64 MiB
+    number, unit, *rest = peak_memory(torch.device("cpu")).split()
+    assert " ".join(rest) == "of memory at most"
+    assert float(number) * {"MiB": 1, "GiB": 2**10}[unit] > 64
+    del held
+
+
+def test_on_a_gpu_the_peak_is_the_gpus(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda device: 3 * 2**30)
+    assert peak_memory(torch.device("cuda", 0)) == "3 GiB of GPU memory at most"

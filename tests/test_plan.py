@@ -193,10 +193,11 @@ def test_chosen_grids_keep_their_bounds(row_bytes, n_rows, memory):
     assert grid.chunk_rows >= MIN_CHUNK_ROWS
     assert grid.chunk_rows * widest <= CHUNK_BYTES
     assert grid.shard_rows * widest <= SHARD_BYTES
-    # a chunk is as large as the data and 8 MiB allow, and no larger than memory allows unless it is the smallest block
+    # a chunk is as large as the data, 8 MiB and memory allow, but for the smallest there is
     assert grid.chunk_rows == MIN_CHUNK_ROWS or n_rows >= SHUFFLE_CHUNKS * grid.chunk_rows
-    assert 2 * grid.chunk_rows * widest > CHUNK_BYTES or n_rows < SHUFFLE_CHUNKS * 2 * grid.chunk_rows
-    assert grid.block_rows * total <= memory or grid.block_rows == grid.chunk_rows
+    twice = 2 * grid.chunk_rows
+    assert twice * widest > CHUNK_BYTES or twice * total > memory or n_rows < SHUFFLE_CHUNKS * twice
+    assert grid.block_rows * total <= memory or grid.block_rows == MIN_CHUNK_ROWS
 
 
 def test_grid_of_a_large_store():

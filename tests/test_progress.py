@@ -59,6 +59,15 @@ def test_a_line_every_ten_seconds_where_there_is_no_terminal(clock, capsys):
     ]
 
 
+def test_a_note_stands_behind_the_line(clock, capsys):
+    notes = iter(["2 GiB", "3 GiB"])
+    with Meter("fit", 1000, "rows", note=lambda: next(notes)) as meter:
+        for _ in range(2):
+            clock[0] += 20
+            meter.advance(50)
+    assert [line.rpartition(", ")[2] for line in capsys.readouterr().err.splitlines()] == ["2 GiB", "3 GiB"]
+
+
 def test_nothing_on_other_ranks(clock, capsys):
     with Meter("fit", 1000, enabled=False) as meter:
         clock[0] += 60
@@ -72,9 +81,10 @@ def test_a_bar_on_a_terminal(monkeypatch):
     terminal.isatty = lambda: True
     monkeypatch.setattr("sys.stderr", terminal)
     monkeypatch.setenv("TERM", "xterm")
-    with Meter("fit", 100, "rows") as meter:
+    with Meter("fit", 100, "rows", note=lambda: "2 GiB") as meter:
         meter.advance(50)
         meter.say("epoch 1  [all well]")
     shown = terminal.getvalue()
     assert "epoch 1  [all well]" in shown
     assert "50/100" in shown
+    assert "2 GiB" in shown

@@ -17,6 +17,7 @@ from atoms.activations.spec import acts_path, norm_path, site_folder
 from atoms.cli import main
 from atoms.commands.imports import ALLOWED, limit_imports, split_allowed, trust
 from atoms.errors import printable
+from atoms.training.sealed import SealedCheckpointIO
 
 MODULE = "a_strangers_module"
 
@@ -49,6 +50,11 @@ def said(capsys):
         return line.removeprefix("atoms: error: ")
 
     return run
+
+
+def seal(content) -> None:
+    """Write ``bad.ckpt`` as `atoms fit` would: a digest keeps damage out, not strangers."""
+    SealedCheckpointIO().save_checkpoint(content, "bad.ckpt")
 
 
 # ---------------------------------------------------------------------------------------------- class paths
@@ -148,7 +154,7 @@ def test_usual_classes_stay_usable(said):
 def test_a_checkpoint_names_no_class(fitted, said, stranger):
     content = torch.load(fitted.last, weights_only=True)
     for settings in ({"_class_path": f"{MODULE}.Callback"}, {"_instantiator": f"{MODULE}.run"}):
-        torch.save({**content, "hyper_parameters": {**content["hyper_parameters"], **settings}}, "bad.ckpt")
+        seal({**content, "hyper_parameters": {**content["hyper_parameters"], **settings}})
         for command in ("validate", "test"):
             words = [] if command == "validate" else [word for word in fitted.words if word.startswith("--data.store")]
             with contextlib.suppress(SystemExit):
@@ -223,13 +229,15 @@ def test_a_checkpoint_runs_nothing(kind, said):
     if kind == "pickle":
         Path("bad.ckpt").write_bytes(pickle.dumps(Bomb()))
     elif kind == "torch":
-        torch.save({"atoms": Bomb(), "hyper_parameters": Bomb()}, "bad.ckpt")
+        seal({"atoms": Bomb(), "hyper_parameters": Bomb()})
     else:
         with zipfile.ZipFile("bad.ckpt", "w") as file:
             file.writestr("../../escaped", "x")
             file.writestr("archive/data.pkl", pickle.dumps(Bomb()))
     for command in ("validate", "test", "predict", "fit"):
-        assert "which is not a checkpoint of atoms" in said(command, "--ckpt_path=bad.ckpt")
+        line = said(command, "--ckpt_path=bad.ckpt")
+        assert line.startswith("ckpt_path is bad.ckpt, which is ")
+        assert kind != "torch" or "not a checkpoint of atoms (UnpicklingError)" in line
     assert not Path("unpickled").exists()
     assert not Path("../../escaped").exists()
 

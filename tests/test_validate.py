@@ -14,6 +14,7 @@ from atoms.sae import ThresholdSAE
 from atoms.training import checkpoint
 from atoms.training.codes_writer import CodesWriter
 from atoms.training.members import SINGLE
+from atoms.training.sealed import SealedCheckpointIO
 
 
 @pytest.fixture
@@ -71,7 +72,7 @@ class TestValidate:
         _, last, printed = run
         content = torch.load(last, weights_only=True)
         content["atoms"]["store"] = str(tmp_path / "gone")
-        torch.save(content, "moved.ckpt")
+        SealedCheckpointIO().save_checkpoint(content, "moved.ckpt")
         with pytest.raises(SystemExit):
             main(["validate", "--ckpt_path=moved.ckpt", "--trainer.accelerator=cpu"])
         assert "name the store with --data.store" in capsys.readouterr().err

@@ -241,9 +241,11 @@ class ActivationDataModule(L.LightningDataModule):
 
     @property
     def _ranks(self) -> dict[str, int]:
-        if self.trainer is None:
+        # Ranks that share the atoms see the same rows; Lightning's name for those that do not is its sampler's.
+        shares = self.trainer.distributed_sampler_kwargs if self.trainer is not None else None
+        if shares is None:
             return {"rank": 0, "world_size": 1}
-        return {"rank": self.trainer.global_rank, "world_size": self.trainer.world_size}
+        return {"rank": shares["rank"], "world_size": shares["num_replicas"]}
 
     def train_dataloader(self) -> TrainStream:
         """Shuffled training rows."""

@@ -62,8 +62,9 @@ class Grid:
     def choose(cls, row_bytes: Sequence[int], n_rows: Mapping[str, int], memory_bytes: int) -> Self:
         """Choose a grid that reads fast, shuffles well and fits the writer's memory.
 
-        Chunks of the widest site are at most 8 MiB, and smaller in small stores so that the largest split still has
-        32 of them to shuffle. Shards are at most 128 MiB. A block is as many whole shards as ``memory_bytes`` holds.
+        Chunks of the widest site are at most 8 MiB, and smaller in small stores, so that the largest split still has
+        32 of them to shuffle, and where one of every site would not fit ``memory_bytes``. Shards are at most 128 MiB. A
+        block is as many whole shards as ``memory_bytes`` holds.
 
         Args:
             row_bytes: bytes of one row, per site.
@@ -71,11 +72,15 @@ class Grid:
             memory_bytes: what a writer may hold of one block, all sites together.
 
         Returns:
-            The grid. One chunk of every site is the least a block can be, whatever ``memory_bytes`` says.
+            The grid. Sixteen rows of every site are the least a block can be, whatever ``memory_bytes`` says.
         """
         widest, total, largest = max(row_bytes), sum(row_bytes), max(n_rows.values(), default=0)
         chunk = MIN_CHUNK_ROWS
-        while 2 * chunk * widest <= CHUNK_BYTES and SHUFFLE_CHUNKS * 2 * chunk <= largest:
+        while (
+            2 * chunk * widest <= CHUNK_BYTES
+            and 2 * chunk * total <= memory_bytes
+            and SHUFFLE_CHUNKS * 2 * chunk <= largest
+        ):
             chunk *= 2
         needed = max(1, -(-largest // chunk))
         shard = chunk * max(1, min(SHARD_BYTES // (chunk * widest), memory_bytes // (chunk * total), needed))

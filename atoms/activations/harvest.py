@@ -1,5 +1,6 @@
 """Run a language model over the row plan and write what its sites show to a store."""
 
+import copy
 import sys
 import time
 from collections.abc import Iterator
@@ -43,6 +44,8 @@ from atoms.activations.text import assign_splits, document_order
 from atoms.activations.tokenised import tokenise
 from atoms.activations.writer import StoreWriter
 from atoms.errors import AtomsError
+from atoms.memory import peak_memory
+from atoms.processes import leave_at_exit
 from atoms.progress import Meter, duration, size
 
 
@@ -69,6 +72,30 @@ class ForwardBatch:
             row[block.places(member)] = True
         self.kept = torch.from_numpy(kept)
         self.slots = torch.from_numpy(np.concatenate([block.slots_of(member) for member in members]))
+
+    def __len__(self) -> int:
+        return len(self.kept)
+
+    @property
+    def tokens(self) -> int:
+        """Tokens of the forward, padding included."""
+        return self.kept.numel()
+
+    def halves(self) -> "tuple[ForwardBatch, ForwardBatch]":
+        """The same sequences in two batches, in order, each padded to its own longest."""
+        middle = len(self) // 2
+        before = int(self.kept[:middle].sum())
+        return (
+            self._part(slice(None, middle), slice(None, before)),
+            self._part(slice(middle, None), slice(before, None)),
+        )
+
+    def _part(self, rows: slice, slots: slice) -> "ForwardBatch":
+        part = copy.copy(self)
+        longest = int(self.inputs["attention_mask"][rows].sum(1).max())
+        part.inputs = {name: tensor[rows, :longest] for name, tensor in self.inputs.items()}
+        part.kept, part.slots = self.kept[rows, :longest], self.slots[slots]
+        return part
 
     def to(self, device: torch.device) -> "ForwardBatch":
         """Move what the model needs; Lightning calls this."""
@@ -137,11 +164,21 @@ class HarvestModule(L.LightningModule):
     def configure_model(self) -> None:
         """Load the weights."""
         with _quiet_transformers():
-            self.model = load_model(self.resolved)
+            model = load_model(self.resolved)
+        if self.resolved.device_map is None:
+            self.model = model
+        else:  # out of sight of Lightning, which would move all of it to one device
+            self.__dict__["model"] = model
         self.reader = SiteReader(self.model, self.spec.sites)
 
     def setup(self, stage: str) -> None:
         """Lay out the store once, join it everywhere, and see which blocks are this rank's to write."""
+        if self.resolved.device_map is not None and self.trainer.world_size > 1:
+            raise AtomsError(
+                f"data.harvest.model.device_map is {self.resolved.device_map}, which spreads the model over the "
+                f"devices of one process, but there are {self.trainer.world_size}: set data.harvest.trainer.devices to "
+                "1, or leave device_map out"
+            )
         strategy = self.trainer.strategy
         if self.trainer.is_global_zero:
             self.writer = StoreWriter.open(self.path, self.spec)
@@ -155,7 +192,8 @@ class HarvestModule(L.LightningModule):
         own = [span for number, span in enumerate(self.spec.spans) if number % world == rank]
         self.spans = [span for span in own if span in pending]
         self.moments = MomentsWriter(self.writer, own, rank, world, self.trainer.strategy.root_device)
-        self.meter = Meter("harvest", sum(span.rows for span in pending), enabled=rank == 0)
+        total = sum(span.rows for span in pending)
+        self.meter = Meter("harvest", total, enabled=rank == 0, note=lambda: peak_memory(self.device))
         self.world = world
 
     def predict_dataloader(self) -> DataLoader[ForwardBatch]:
@@ -182,16 +220,41 @@ class HarvestModule(L.LightningModule):
         self.running.enter_context(self.meter)
 
     def read(self, batch: ForwardBatch) -> dict[str, Tensor]:
-        """Rows of every site for a batch, shape ``(kept, H)`` in the type the model computes in, on the CPU."""
-        try:
-            with torch.inference_mode():
-                states = self.reader.read(**batch.inputs)
-                return {site: state[batch.kept].cpu() for site, state in states.items()}
-        except torch.OutOfMemoryError as error:
-            raise AtomsError(
-                f"data.harvest.batch_tokens is {self.batch_tokens}, for which {self.device} has too little memory: "
-                "lower it and run the command again, blocks already written are kept"
-            ) from error
+        """Rows of every site for a batch, shape ``(kept, H)`` in the type the model computes in, on the CPU.
+
+        What the device has no memory for is read in halves, and so is everything as large from then on.
+
+        Raises:
+            AtomsError: If there is too little memory for one sequence.
+        """
+        asked = self.batch_tokens
+        rows = self._read(batch)
+        if self.batch_tokens < asked:
+            self.meter.say(
+                f"note     {self.device} has too little memory for data.harvest.batch_tokens={asked:,}; going on with "
+                f"{self.batch_tokens:,}"
+            )
+        return rows
+
+    def _read(self, batch: ForwardBatch) -> dict[str, Tensor]:
+        if batch.tokens <= self.batch_tokens or len(batch) == 1:
+            try:
+                with torch.inference_mode():
+                    states = self.reader.read(**batch.inputs)
+                    return {site: state[batch.kept.to(state.device)].cpu() for site, state in states.items()}
+            except torch.OutOfMemoryError as error:
+                if len(batch) == 1:
+                    raise AtomsError(
+                        f"data.harvest.context: one sequence of {batch.tokens} tokens is too much for the memory of "
+                        f"{self.device}: lower it, run the model in bfloat16 (model.dtype), or spread it over several "
+                        "devices (model.device_map); blocks already written are kept"
+                    ) from error
+            # Out of the handler, whose traceback holds on to what the failed forward had made.
+            self.batch_tokens = batch.tokens // 2
+            if torch.cuda.is_available():
+                torch.cuda.empty_cache()
+        first, second = (self._read(half) for half in batch.halves())
+        return {site: torch.cat([rows, second[site]]) for site, rows in first.items()}
 
     def predict_step(self, batch: ForwardBatch, batch_idx: int) -> tuple[()]:
         """Put a batch's rows into the block's buffer; write the block when it is whole.
@@ -241,6 +304,7 @@ def harvest(settings: HarvestSpec, path: Path, trainer_settings: dict[str, Any])
     Raises:
         AtomsError: For whatever stands in the way. Blocks already written stay and are taken up again.
     """
+    leave_at_exit()
     first = rank_zero_only.rank == 0  # type: ignore[attr-defined]
     with StoreLock(path) if first else nullcontext():
         module = _prepare(settings, path)
@@ -306,13 +370,14 @@ def _prepare(settings: HarvestSpec, path: Path) -> HarvestModule:
     plan = RowPlan(splits, grid=grid, seed=settings.seed)
     spec = StoreSpec(widths, settings.storage, plan.n_rows, grid, settings.seed, settings.identity)
     block_bytes = min(grid.block_rows, max(rows.values())) * held_bytes
+    moment_bytes = 8 * sum(width**2 for width in widths.values())
     for line in (
         f"harvest  {settings.model.name}: {', '.join(f'{site} ({width})' for site, width in widths.items())}",
         f"text     {len(text.ids):,} documents in {len(np.unique(groups)):,} groups, {text.n_tokens:,} tokens",
         f"rows     {sum(rows.values()):,} ({', '.join(f'{split} {count:,}' for split, count in rows.items())})",
         *(f"note     {note}" for note in (*text.notes, *dealt.warnings)),
         f"disk     {size(spec.disk_bytes)} in {path} ({size(free_bytes(path))} free)",
-        f"memory   {size(block_bytes)} a rank for a block of rows, beside the model",
+        f"memory   {size(block_bytes)} a rank for a block of rows, {size(moment_bytes)} for moments, beside the model",
     ):
         announce(line)
     facts = {"documents": len(text.ids), "groups": len(np.unique(groups)), "model_path": str(resolved.path)}

@@ -48,6 +48,8 @@ class ModelSpec:
     """Expected digest of ``model.safetensors``, checked before the weights are used."""
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     """Precision of the weights in memory; ``auto`` keeps the checkpoint's own."""
+    device_map: Literal["auto", "balanced", "balanced_low_0", "sequential"] | None = None
+    """How to spread the model over the devices of one process (needs ``accelerate``); None keeps it on one."""
 
 
 @dataclass(frozen=True)
@@ -64,6 +66,8 @@ class ResolvedModel:
     """Digest that changes with the weights, configuration or tokenizer, and with nothing else."""
     dtype: str
     """Precision to load the weights in."""
+    device_map: str | None = None
+    """How to spread the weights over devices; it changes no row's meaning and is no part of the identity."""
 
 
 def resolve(spec: ModelSpec) -> ResolvedModel:
@@ -106,15 +110,23 @@ def load_tokenizer(resolved: ResolvedModel) -> PreTrainedTokenizerBase:
 
 
 def load_model(resolved: ResolvedModel) -> PreTrainedModel:
-    """Load the model without its head, in evaluation mode and frozen, on the CPU.
+    """Load the model without its head, in evaluation mode and frozen, on the CPU or where its device map says.
 
     Raises:
         AtomsError: If the weights cannot be read, or do not fill the whole model.
     """
+    placed = {}
+    if resolved.device_map is not None:
+        if importlib.util.find_spec("accelerate") is None:
+            raise AtomsError(
+                f"data.harvest.model.device_map is {resolved.device_map}, which needs accelerate: "
+                "pip install 'atoms[device-map]', or leave it out"
+            )
+        placed["device_map"] = resolved.device_map
     try:
         model, info = AutoModel.from_pretrained(
             resolved.path, config=deepcopy(resolved.config), dtype=resolved.dtype, use_safetensors=True,
-            output_loading_info=True, **_source(resolved),
+            output_loading_info=True, **placed, **_source(resolved),
         )  # fmt: skip
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         raise AtomsError(
@@ -284,7 +296,7 @@ def _resolve_folder(spec: ModelSpec, folder: Path) -> ResolvedModel:
     if spec.sha256 is not None:
         _check_sha256(spec, digests.get(_WEIGHTS))
     identity = hashlib.sha256(repr(sorted(digests.items())).encode()).hexdigest()
-    return ResolvedModel(str(folder), None, _config(spec, str(folder)), identity, spec.dtype)
+    return ResolvedModel(str(folder), None, _config(spec, str(folder)), identity, spec.dtype, spec.device_map)
 
 
 def _hub_config(spec: ModelSpec) -> Path:
@@ -308,7 +320,7 @@ def _resolve_hub(spec: ModelSpec) -> ResolvedModel:
             found = None
         _check_sha256(spec, found)
     identity = hashlib.sha256(f"{spec.name}@{commit}".encode()).hexdigest()
-    return ResolvedModel(spec.name, commit, _config(spec, str(file.parent)), identity, spec.dtype)
+    return ResolvedModel(spec.name, commit, _config(spec, str(file.parent)), identity, spec.dtype, spec.device_map)
 
 
 def _hub_file(spec: ModelSpec, file: str, revision: str | None, *, local_files_only: bool) -> Path:

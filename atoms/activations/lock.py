@@ -121,8 +121,9 @@ class StoreLock:
         assert self._thread is not None
         self._stop.set()
         self._thread.join()
-        if self._mine(self._me):
-            self.path.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):  # a disk that has become read-only; our process will be seen to be dead
+            if self._mine(self._me):
+                self.path.unlink(missing_ok=True)
         self._me = self._thread = None
 
     def _acquire(self, path: Path, me: Holder) -> None:
@@ -167,8 +168,12 @@ def _create(path: Path, me: Holder) -> bool:
         descriptor = os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o644)
     except FileExistsError:
         return False
-    with os.fdopen(descriptor, "w", encoding="utf-8") as file:
-        json.dump(asdict(me), file)
+    try:
+        with os.fdopen(descriptor, "w", encoding="utf-8") as file:
+            json.dump(asdict(me), file)
+    except OSError:  # a full disk; an empty lock would keep everybody out for a minute
+        path.unlink(missing_ok=True)
+        raise
     return True
 
 

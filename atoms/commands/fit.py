@@ -8,6 +8,7 @@ from typing import Any, Literal, cast
 
 import lightning as L
 from jsonargparse import Namespace
+from lightning.fabric.plugins import CheckpointIO
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.utilities import rank_zero_only
@@ -20,6 +21,7 @@ from atoms.commands.parser import AtomsArgumentParser, is_first_rank, one_line, 
 from atoms.errors import AtomsError, printable
 from atoms.memory import keep_freed_memory
 from atoms.precision import use_fast_float32
+from atoms.processes import leave_at_exit
 from atoms.progress import duration, size
 from atoms.sae import default_lr
 from atoms.training import checkpoint
@@ -27,8 +29,13 @@ from atoms.training.codes_writer import CodesWriter
 from atoms.training.evaluation import judge, log_child, log_final, show, silent_trainer, summaries_of
 from atoms.training.mlflow_logger import AtomsMLFlowLogger
 from atoms.training.module import TSAEModule
+from atoms.training.parallel import TensorParallel, fresh, supported
 from atoms.training.progress_bar import FitProgress
+from atoms.training.sealed import SealedCheckpointIO
 from atoms.training.summary import Summary
+
+LAST = "last"
+"""The value of ``ckpt_path`` that goes on where the same command ended, or begins."""
 
 
 class AtomsTrainer(L.Trainer):
@@ -106,7 +113,10 @@ class AtomsCLI(LightningCLI):
         command = self.config.subcommand
         ckpt_path = self.config[command].get("ckpt_path")
         self.record: checkpoint.Record | None = None
-        if not ckpt_path:
+        self.go_on = command == "fit" and ckpt_path == LAST
+        if self.go_on:  # found once the store and the model are there to compare with
+            self.config.fit.ckpt_path = None
+        if not ckpt_path or self.go_on:
             return
         content, self.record = checkpoint.read(ckpt_path)
         stored = content.get("hyper_parameters", {})
@@ -163,18 +173,27 @@ class AtomsCLI(LightningCLI):
             callbacks = [callback for callback in callbacks if not isinstance(callback, checkpoint.KeepLast)]
         if config.get("enable_progress_bar") is not False:
             callbacks = [*callbacks, FitProgress()]
+        self.strategy = config["strategy"] = supported(config["strategy"])
+        # Plugins may be a list, or a single one.
+        given = config.get("plugins") or []
+        plugins = [*given] if isinstance(given, (list, tuple)) else [given]
+        if not any(isinstance(plugin, CheckpointIO) for plugin in plugins):
+            config["plugins"] = [*plugins, SealedCheckpointIO()]
         try:
-            return super()._instantiate_trainer(config, callbacks)
+            trainer = super()._instantiate_trainer(config, callbacks)
         except (MisconfigurationException, ValueError, TypeError) as error:
             raise AtomsError(f"trainer: {' '.join(str(error).split())}") from error
+        strategy = trainer.strategy
+        self.shards = strategy.grid[1] if isinstance(strategy, TensorParallel) else 1
+        return trainer
 
     @property
     def place(self) -> dict[str, Any]:
         """Where to run, for trainers beside the main one."""
         settings = {key: self.config[self.subcommand].trainer[key] for key in PLACE}
-        if not isinstance(settings["strategy"], str):
-            settings["strategy"] = self.config_init[self.subcommand].trainer["strategy"]
-        return settings
+        # An object serves one trainer; `config` only describes it.
+        built = settings["strategy"] if isinstance(settings["strategy"], str) else self.strategy
+        return {**settings, "strategy": fresh(built)}
 
     # ------------------------------------------------------------------------------------------ commands
 
@@ -184,6 +203,8 @@ class AtomsCLI(LightningCLI):
         self._ensure_store()
         self.datamodule.require_batch()
         data = self.datamodule
+        if self.go_on:
+            self._find_last()
         if self.record and self.record.identity != data.store.identity_hash:
             raise AtomsError(
                 f"data.store is {data.path}, but the checkpoint learnt from other rows, those of {self.record.store}: "
@@ -200,7 +221,9 @@ class AtomsCLI(LightningCLI):
         stored = data.num_rows("train") * sum(data.store.spec.row_bytes)
         _say(f"fit      {atoms:,} atoms on {data.num_rows('train'):,} rows of {data.path}")
         pools = min(data.pool_mib * 2**20, 2 * stored)
-        _say(f"memory   {size(16 * weights + dense + pools)} for weights, Adam, one batch and the pools")
+        needed = size((16 * weights + dense) / self.shards + pools)
+        each = " on each device" if self.shards > 1 else ""
+        _say(f"memory   {needed} for weights, Adam, one batch and the pools{each}")
 
     def after_fit(self) -> None:
         """Judge the last weights on held-out rows; table, figures, and where to look."""
@@ -296,13 +319,37 @@ class AtomsCLI(LightningCLI):
         # The language model drew from the global generators; a fit on a store found and one just made must be equal.
         self._set_seed()
 
+    def _find_last(self) -> None:
+        """Take up the newest checkpoint that these settings have written on these rows."""
+        model, data = self.model.hparams, self.datamodule
+
+        def fits(content: dict[str, Any], record: checkpoint.Record) -> bool:
+            stored = content.get("hyper_parameters", {})
+            return (
+                (record.identity, record.data) == (data.store.identity_hash, data.order_settings())
+                and stored.keys() == model.keys()
+                and all(_plain(stored[key]) == _plain(value) for key, value in model.items())
+            )
+
+        own = getattr(self.trainer.checkpoint_callback, "dirpath", None)
+        folders = [folder for folder in (self.trainer.default_root_dir, own) if folder]
+        path = checkpoint.newest(folders, fits)
+        if path is None:
+            _say(f"note     no checkpoint of these settings in {' or '.join(folders)}: starting from the beginning")
+            return
+        _say(f"resume   {path}")
+        self.record = checkpoint.read(path)[1]
+        self.config.fit.ckpt_path = self.config_init.fit.ckpt_path = path
+
     def _require_checkpoint(self) -> None:
         if self.record is None:
             raise AtomsError("ckpt_path is not set: name the checkpoint with --ckpt_path; `atoms fit` prints its path")
 
     def _last_checkpoint(self) -> str:
         callback = self.trainer.checkpoint_callback
-        return (isinstance(callback, checkpoint.KeepLast) and callback.newest) or "none was saved"
+        saved = isinstance(callback, checkpoint.KeepLast) and callback.newest
+        # A fit taken up at its end saves nothing more.
+        return saved or self.config_init.fit.ckpt_path or "none was saved"
 
     def _save_artefacts(self, summaries: list[Summary]) -> dict[str, Path]:
         """Every member as a folder that loads without Lightning, beside the checkpoints."""
@@ -317,7 +364,7 @@ class AtomsCLI(LightningCLI):
                 "provenance": self.datamodule.store.provenance,
                 "scores": summary.scalars(),
             }
-            self.model.member(summary.name).sae.save(saved[summary.name], about)
+            summary.sae.save(saved[summary.name], about)
         return saved
 
     def _report(self, summaries: list[Summary], rows_name: str) -> None:
@@ -326,6 +373,7 @@ class AtomsCLI(LightningCLI):
 
     def _take_up_run(self, logger: AtomsMLFlowLogger) -> None:
         """Go on with the run of the checkpoint, or describe a new one."""
+        logger.folder = Path(self.trainer.default_root_dir)
         if self.record and self.record.run_id and self.record.tracking_uri == logger.tracking_uri:
             try:
                 logger.reattach(self.record.run_id)
@@ -365,9 +413,8 @@ class AtomsCLI(LightningCLI):
         if logger.run_name is None:
             # MLflow would draw a name from the seeded generator: the same for every run.
             tags["mlflow.runName"] = f"{tags['site']} {' '.join(counts)} atoms"
-        if is_first_rank():
-            for key, value in tags.items():
-                logger.experiment.set_tag(logger.run_id, key, value)
+        for key, value in tags.items():
+            logger.log_tag(key, value)
 
 
 def run(words: list[str]) -> None:
@@ -377,6 +424,7 @@ def run(words: list[str]) -> None:
         words: The subcommand and its arguments.
     """
     quiet()
+    leave_at_exit()
     keep_freed_memory()
     use_fast_float32()
     AtomsCLI(

@@ -154,5 +154,10 @@ def is_first_rank() -> bool:
 
 def quiet() -> None:
     """Silence Lightning's hints on hardware and its own services; what concerns the user is printed by us."""
-    for name in ("lightning.pytorch.utilities.rank_zero", "lightning.fabric.utilities.seed"):
+    for name in (
+        "lightning.pytorch.utilities.rank_zero",
+        "lightning.fabric.utilities.seed",
+        "lightning.fabric.utilities.distributed",
+        "lightning.pytorch.trainer.connectors.signal_connector",
+    ):
         logging.getLogger(name).setLevel(logging.WARNING)

@@ -7,7 +7,7 @@ from transformers import PreTrainedModel
 from atoms.activations.language_model import ModelSpec, find_config, meta_model
 from atoms.activations.site_reader import module_widths, site_widths
 from atoms.activations.sites import KINDS, model_blocks, resolve_site
-from atoms.commands.parser import AtomsArgumentParser, quiet
+from atoms.commands.parser import AtomsArgumentParser, quiet, readable
 from atoms.errors import AtomsError
 
 Row = tuple[str, ...]
@@ -27,7 +27,8 @@ def run(words: list[str]) -> None:
     parser.add_argument(
         "--modules", action="store_true", help="List every module too that takes or gives one vector per token."
     )
-    settings = parser.parse_args(words)
+    with readable():
+        settings = parser.parse_args(words)
     quiet()
     sites(settings.model, settings.revision, settings.modules)
 

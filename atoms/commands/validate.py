@@ -11,9 +11,11 @@ from atoms.activations.spec import stored_spec
 from atoms.commands.parser import AtomsArgumentParser, is_first_rank, quiet, readable
 from atoms.errors import AtomsError
 from atoms.precision import use_fast_float32
+from atoms.processes import leave_at_exit
 from atoms.training import checkpoint
 from atoms.training.evaluation import judge, log_child, show, silent_trainer
 from atoms.training.module import TSAEModule
+from atoms.training.parallel import supported
 
 
 def run(words: list[str]) -> None:
@@ -38,6 +40,7 @@ def run(words: list[str]) -> None:
     with readable():
         settings = parser.parse_args(words)
     quiet()
+    leave_at_exit()
     validate(settings.ckpt_path, settings.data.store, settings.trainer.as_dict())
 
 
@@ -70,7 +73,7 @@ def validate(ckpt_path: str, store: str | None, place: dict[str, Any]) -> None:
     if found is not None and found.identity_hash != record.identity and is_first_rank():
         print(f"note     {path} is not the store this checkpoint learnt from", file=sys.stderr)
     use_fast_float32()
-    summaries = judge(silent_trainer(place), module, data, ckpt_path)
+    summaries = judge(silent_trainer({**place, "strategy": supported(place["strategy"])}), module, data, ckpt_path)
     if is_first_rank():
         show(summaries, "held-out")
         child = log_child(record, ckpt_path, summaries, "val")

@@ -5,6 +5,7 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.distributed import ProcessGroup
 from torchmetrics import Metric
 
 from atoms.geometry import AtomicInnerProduct
@@ -88,6 +89,7 @@ class ReconstructionR2(Metric):
         aip: Inner product for the ``aip`` scores.
         shift: Any point (H,) near the mean, the same on all ranks; it only improves the rounding. The mean of ``aip``
             by default, else zero.
+        process_group: The ranks that hold different rows; all if None.
 
     Raises:
         ValueError: If ``aip`` or ``shift`` is not of this width.
@@ -111,8 +113,14 @@ class ReconstructionR2(Metric):
     shift: Tensor
     root: Tensor | None
 
-    def __init__(self, width: int, aip: AtomicInnerProduct | None = None, shift: Tensor | None = None) -> None:
-        super().__init__()
+    def __init__(
+        self,
+        width: int,
+        aip: AtomicInnerProduct | None = None,
+        shift: Tensor | None = None,
+        process_group: ProcessGroup | None = None,
+    ) -> None:
+        super().__init__(process_group=process_group)
         if aip is not None and aip.width != width:
             raise ValueError(f"the inner product has width {aip.width}, not {width}")
         if shift is None:

@@ -4,7 +4,10 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
+from torch.distributed import ProcessGroup
 from torchmetrics import Metric
+
+from atoms.sae.shard import Shard
 
 _LARGEST = torch.iinfo(torch.int64).max
 _SMALLEST = torch.iinfo(torch.int64).min
@@ -47,21 +50,24 @@ def row_fingerprints(rows: Tensor) -> Tensor:
     return (bits * weights.to(rows.device)).sum(1)
 
 
-def _sparsity_update(codes: Tensor, rows: Tensor, atoms: int) -> SparsityCounts:
+def _sparsity_update(codes: Tensor, rows: Tensor, atoms: int, shard: Shard) -> SparsityCounts:
+    held = shard.atoms(atoms)
+    total, atoms = atoms, held.stop - held.start
     if codes.ndim != 2 or codes.shape[1] != atoms or rows.ndim != 2 or len(rows) != len(codes):
         raise ValueError(f"codes are {tuple(codes.shape)} and rows {tuple(rows.shape)}, not (B, {atoms}) and (B, H)")
-    l0_histogram = torch.zeros(atoms + 1, dtype=torch.int64, device=codes.device)
+    l0 = torch.empty(len(codes), dtype=torch.int64, device=codes.device)
     firing_counts = torch.zeros(atoms, dtype=torch.int64, device=codes.device)
     lowest, highest = torch.full_like(firing_counts, _LARGEST), torch.full_like(firing_counts, _SMALLEST)
     step = max(1, _BLOCK // atoms)
     for start in range(0, len(codes), step):
         fires = codes[start : start + step] != 0
-        l0_histogram += torch.bincount(fires.sum(1), minlength=atoms + 1)
+        l0[start : start + step] = fires.sum(1)
         firing_counts += fires.sum(0)
         row, atom = fires.nonzero(as_tuple=True)
         fingerprints = row_fingerprints(rows[start : start + step])[row]
         lowest.scatter_reduce_(0, atom, fingerprints, "amin")
         highest.scatter_reduce_(0, atom, fingerprints, "amax")
+    l0_histogram = torch.bincount(shard.add(l0), minlength=total + 1)
     return SparsityCounts(l0_histogram, firing_counts, lowest, highest)
 
 
@@ -91,7 +97,7 @@ def sparsity_profile(codes: Tensor, rows: Tensor) -> dict[str, Tensor]:
     Raises:
         ValueError: If the shapes disagree.
     """
-    return _sparsity_compute(_sparsity_update(codes, rows, codes.shape[-1]))
+    return _sparsity_compute(_sparsity_update(codes, rows, codes.shape[-1], Shard()))
 
 
 class SparsityProfile(Metric):
@@ -113,6 +119,9 @@ class SparsityProfile(Metric):
 
     Args:
         atoms: Number of atoms A.
+        shard: Which of them this process holds: ``codes`` then have a column for each of those, and the counts of
+            single atoms are those of its own until they are pooled.
+        process_group: The ranks that hold the same atoms and different rows; all if None.
 
     Example:
         >>> import torch
@@ -132,11 +141,13 @@ class SparsityProfile(Metric):
     lowest: Tensor
     highest: Tensor
 
-    def __init__(self, atoms: int) -> None:
-        super().__init__()
+    def __init__(self, atoms: int, shard: Shard | None = None, process_group: ProcessGroup | None = None) -> None:
+        super().__init__(process_group=process_group)
         if atoms < 1:
             raise ValueError(f"atoms is {atoms}, less than 1")
-        zeros = torch.zeros(atoms, dtype=torch.int64)
+        self.atoms, self.shard = atoms, shard or Shard()
+        held = self.shard.atoms(atoms)
+        zeros = torch.zeros(held.stop - held.start, dtype=torch.int64)
         self.add_state("l0_histogram", torch.zeros(atoms + 1, dtype=torch.int64), dist_reduce_fx="sum")
         self.add_state("firing_counts", zeros, dist_reduce_fx="sum")
         self.add_state("lowest", torch.full_like(zeros, _LARGEST), dist_reduce_fx="min")
@@ -144,7 +155,7 @@ class SparsityProfile(Metric):
 
     def update(self, codes: Tensor, rows: Tensor) -> None:
         """Add codes and the activations they encode."""
-        counts = _sparsity_update(codes, rows, len(self.firing_counts))
+        counts = _sparsity_update(codes, rows, self.atoms, self.shard)
         # not in place: a state reset under inference mode could not be changed outside it
         self.l0_histogram = self.l0_histogram + counts.l0_histogram
         self.firing_counts = self.firing_counts + counts.firing_counts
@@ -161,4 +172,14 @@ class SparsityProfile(Metric):
             return SparsityCounts(*(count.clone() for count in self._counts()))
 
     def _counts(self) -> SparsityCounts:
-        return SparsityCounts(self.l0_histogram, self.firing_counts, self.lowest, self.highest)
+        own = self.firing_counts, self.lowest, self.highest
+        return SparsityCounts(self.l0_histogram, *(self._of_all_atoms(counts) for counts in own))
+
+    def _of_all_atoms(self, own: Tensor) -> Tensor:
+        """Put the counts of all shards together, on each of them."""
+        if self.shard.size == 1:
+            return own
+        held = self.shard.atoms(self.atoms)
+        counts = own.new_zeros(self.atoms)
+        counts[held] = own
+        return self.shard.add(counts)

@@ -4,6 +4,7 @@ from atoms.sae.artefact import FoldedSAE
 from atoms.sae.control import Control
 from atoms.sae.model import ThresholdSAE
 from atoms.sae.objective import Objective, default_lr, learning_rate_factor, parameter_groups
+from atoms.sae.shard import Shard
 from atoms.sae.sparse_codes import SparseCodes
 from atoms.sae.step import StepOutput, eager_step
 
@@ -11,6 +12,7 @@ __all__ = [
     "Control",
     "FoldedSAE",
     "Objective",
+    "Shard",
     "SparseCodes",
     "StepOutput",
     "ThresholdSAE",

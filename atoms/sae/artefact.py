@@ -19,7 +19,7 @@ from atoms.sae.model import ThresholdSAE
 
 FORMAT_VERSION = 1
 WEIGHTS, DESCRIPTION = "tsae.safetensors", "tsae.json"
-_GEOMETRY = "geometry."
+_GEOMETRY, _OWN_DIGEST = "geometry.", "sha256"
 
 
 @dataclass(frozen=True)
@@ -47,6 +47,7 @@ class FoldedSAE:
     @torch.no_grad()
     def from_sae(cls, sae: ThresholdSAE) -> FoldedSAE:
         """Fold mean, metric and scale into the weights, in float64."""
+        sae.require_whole()
         to_z, from_z = sae.maps()
         mean = sae.geometry.mean.to(to_z.device)
         w_enc = sae.encoder_rows().double() @ to_z
@@ -72,9 +73,12 @@ def save(sae: ThresholdSAE, directory: str | Path, metadata: dict[str, Any] | No
         sae: The SAE.
         directory: Where to; made if missing. An artefact already there is replaced.
         metadata: Anything JSON can hold that says where the SAE comes from.
+
+    Raises:
+        AtomsError: If the disk is full or the directory cannot be written.
     """
+    sae.require_whole()
     directory = Path(directory)
-    directory.mkdir(parents=True, exist_ok=True)
     tensors = {name: value.detach().cpu().contiguous() for name, value in sae.named_parameters()}
     tensors |= {_GEOMETRY + name: value.contiguous() for name, value in sae.geometry.state().items()}
     weights = safetensors.torch.save(tensors)
@@ -88,9 +92,16 @@ def save(sae: ThresholdSAE, directory: str | Path, metadata: dict[str, Any] | No
         "weights_sha256": hashlib.sha256(weights).hexdigest(),
         "metadata": metadata or {},
     }
+    description[_OWN_DIGEST] = _digest(description)
     text = json.dumps(description, indent=2, sort_keys=True) + "\n"
-    _replace(directory / WEIGHTS, weights)
-    _replace(directory / DESCRIPTION, text.encode())
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+        _replace(directory / WEIGHTS, weights)
+        _replace(directory / DESCRIPTION, text.encode())
+    except OSError as error:
+        raise AtomsError(
+            f"{directory}: cannot be written ({error.strerror}): free some space, or save it elsewhere"
+        ) from error
 
 
 def load(directory: str | Path) -> ThresholdSAE:
@@ -126,7 +137,7 @@ def read_description(directory: str | Path) -> dict[str, Any]:
     """Read an artefact's `tsae.json`: widths, power, encoder, digests and `metadata`.
 
     Raises:
-        AtomsError: If it is missing, not JSON, or of another format version.
+        AtomsError: If it is missing, not JSON, of another format version, or not as it was written.
     """
     path = Path(directory) / DESCRIPTION
     try:
@@ -140,14 +151,24 @@ def read_description(directory: str | Path) -> dict[str, Any]:
         raise AtomsError(f"{path} does not describe a saved SAE: save the SAE again") from None
     if version != FORMAT_VERSION:
         raise AtomsError(f"{path} has format_version {version}, this version reads {FORMAT_VERSION}: update atoms")
+    if description.pop(_OWN_DIGEST, None) != _digest(description):
+        raise AtomsError(f"{path} is not as it was written (its sha256 differs): save the SAE again")
     return cast("dict[str, Any]", description)
+
+
+def _digest(description: dict[str, Any]) -> str:
+    """Hex sha256 of a description, however it is laid out."""
+    return hashlib.sha256(json.dumps(description, sort_keys=True).encode()).hexdigest()
 
 
 def _replace(path: Path, content: bytes) -> None:
     """Put content in place of a file so that a crash leaves the old one or the new one."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    with temporary.open("wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)
+    try:
+        with temporary.open("wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)

@@ -7,10 +7,12 @@ all-reduce); `Control.update` takes the total. Two ranks with half a batch each 
 from __future__ import annotations
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from atoms.sae.model import ThresholdSAE
 from atoms.sae.objective import Objective
+from atoms.sae.shard import Shard
 from atoms.sae.threshold import window
 
 FLOOR = 0.01
@@ -37,6 +39,10 @@ class Control(nn.Module):
     **Silent atoms.** `silent_rows` counts rows since an atom last fired. `eager_step` lets the longest silent ones
     explain residuals; their thresholds and biases, which no gradient may reach, halve every `dead_after` further rows,
     until they fire.
+
+    **Shards.** What is known of atoms is known of all of them everywhere: 16 bytes an atom, against some 32·H for its
+    weights and their optimizer state. The sum over processes of the flat tensor is then the only thing to be reduced,
+    whether they share rows or atoms.
 
     Args:
         sae: The SAE it steers.
@@ -74,13 +80,26 @@ class Control(nn.Module):
         with torch.autocast(error.device.type, enabled=False):
             return (error @ self.error_map).square().sum() / len(error)
 
-    def spare(self) -> tuple[Tensor, Tensor]:
-        """The longest silent atoms: their indices, and 1 for each that counts as silent, else 0; both (spare,)."""
+    def spare(self, sae: ThresholdSAE) -> tuple[Tensor, Tensor, Tensor]:
+        """The longest silent atoms.
+
+        Returns:
+            Their indices among the atoms held here; 1 for each that counts as silent, else 0; and how many do, over
+            all shards. A shard names only its own that do, which waits for the device.
+        """
         rows, index = self.silent_rows.topk(self.num_spare)
-        return index, (rows >= self.dead_after).float()
+        silent = rows >= self.dead_after
+        count = silent.sum()
+        if sae.shard.size > 1:
+            held = sae.held
+            index = index[silent & (index >= held.start) & (index < held.stop)] - held.start
+            silent = torch.ones_like(index, dtype=torch.bool)
+        return index, silent.float(), count
 
     @torch.no_grad()
-    def statistics(self, pre: Tensor, codes: Tensor, threshold: Tensor, energy: Tensor) -> Tensor:
+    def statistics(
+        self, pre: Tensor, codes: Tensor, threshold: Tensor, energy: Tensor, shard: Shard | None = None
+    ) -> Tensor:
         """Pack a step's sums over rows into one flat float64 tensor, (3 + 2A,).
 
         Args:
@@ -88,13 +107,18 @@ class Control(nn.Module):
             codes: Codes (B, A).
             threshold: Thresholds (A,).
             energy: Mean energy of the rows' errors, 0-dim.
+            shard: Whose atoms these are; the others' count as zero, and only the first shard counts the rows.
         """
+        shard = shard or Shard()
+        atoms = len(self.silent_rows)
+        held = shard.atoms(atoms)
         active = codes > 0
         fired = active.sum(0)
         near = window(pre, threshold, self.objective.bandwidth).sum(0)
-        rows = float(len(pre))
+        rows = float(len(pre)) if shard.rank == 0 else 0.0
         head = torch.stack([energy.new_tensor(rows, dtype=torch.float64), fired.sum().double(), energy.double() * rows])
-        return torch.cat([head, fired.double(), near.double()])
+        elsewhere = (held.start, atoms - held.stop)
+        return torch.cat([head, F.pad(fired.double(), elsewhere), F.pad(near.double(), elsewhere)])
 
     # ------------------------------------------------------------------------------------------ around the optimizer
 
@@ -118,10 +142,10 @@ class Control(nn.Module):
         """
         sae.project_gradients_()
         if sae.threshold.grad is not None:
-            worse = (sae.threshold.grad * sae.threshold).sum()
+            worse = sae.shard.add((sae.threshold.grad * sae.threshold).sum())
             fewer = self.near.float() / self.objective.bandwidth
             price = worse / fewer.sum().clamp_min(torch.finfo(torch.float32).tiny)
-            sae.threshold.grad.sub_(price * torch.where(sae.threshold > 0, fewer / sae.threshold, 0))
+            sae.threshold.grad.sub_(price * torch.where(sae.threshold > 0, fewer[sae.held] / sae.threshold, 0))
 
     @torch.no_grad()
     def after_step_(self, sae: ThresholdSAE) -> None:
@@ -129,8 +153,11 @@ class Control(nn.Module):
         sae.normalise_()
         excess = torch.log(self.mean_l0 / self.objective.target_l0)
         factor = (self.objective.gain * excess).clamp(-0.1, 0.1).exp()
-        fading = torch.where(self.silent_rows >= self.dead_after, 0.5 ** (self.step_rows / self.dead_after), 1)
+        fading = torch.where(
+            self.silent_rows[sae.held] >= self.dead_after, 0.5 ** (self.step_rows / self.dead_after), 1
+        )
         sae.threshold.mul_((factor * fading).float())
         # At zero neither the scaling nor a window proportional to the threshold could ever raise it again.
-        sae.threshold.clamp_(min=FLOOR * sae.threshold.mean().clamp_min(FLOOR))
+        mean = sae.shard.add(sae.threshold.sum()) / sae.num_atoms
+        sae.threshold.clamp_(min=FLOOR * mean.clamp_min(FLOOR))
         sae.bias.mul_(fading.float())

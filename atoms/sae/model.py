@@ -12,13 +12,16 @@ from torch import Tensor, nn
 
 from atoms.errors import AtomsError
 from atoms.geometry import AtomicInnerProduct
+from atoms.sae.shard import Shard
 from atoms.sae.sparse_codes import SparseCodes
 
 if TYPE_CHECKING:
     from atoms.sae.artefact import FoldedSAE
 
 Encoder = Literal["tied", "aligned", "free"]
-_CHUNK = 4096  # rows whose dense pre-activations are held at once
+_CHUNK = 4096  # rows whose dense pre-activations are held at once, and atoms drawn at once
+PER_ATOM = ("decoder", "directions", "bias", "threshold")
+"""Parameters with one row per atom; a shard holds its own rows of them, and all of the rest."""
 
 
 class ThresholdSAE(nn.Module):
@@ -48,6 +51,8 @@ class ThresholdSAE(nn.Module):
         power: p, the place on the metric path: 0 is Euclidean, 1 fully whitened.
         encoder: ``"tied"``, ``"aligned"`` or ``"free"``.
         seed: Seed of the initial directions; it leaves the global generator alone.
+        shard: Which of the atoms this process holds. Codes then have a column for each atom held, reconstructions are
+            those of all atoms, and every process of the shard's group must take part in them.
 
     Raises:
         AtomsError: If the geometry has another width, or ``atoms``, ``power`` or ``encoder`` is out of range.
@@ -66,6 +71,7 @@ class ThresholdSAE(nn.Module):
         power: float = 0.5,
         encoder: Encoder = "free",
         seed: int = 0,
+        shard: Shard | None = None,
     ) -> None:
         super().__init__()
         if geometry.width != width:
@@ -80,13 +86,16 @@ class ThresholdSAE(nn.Module):
             raise AtomsError(f"encoder is {encoder!r}: use 'tied', 'aligned' or 'free'")
         self.width, self.num_atoms, self.power, self.encoder = width, atoms, float(power), encoder
 
-        directions = torch.randn(atoms, width, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
-        decoder = F.normalize(directions, dim=1).float()
+        self.shard = shard or Shard()
+        if atoms < self.shard.size:
+            raise AtomsError(f"atoms is {atoms}, fewer than the {self.shard.size} processes that share them: give more")
+        decoder = _random_directions(atoms, width, seed, self.held)
         self.decoder = nn.Parameter(decoder)
         self.directions = None if encoder == "tied" else nn.Parameter(decoder.clone())
-        self.bias = nn.Parameter(torch.zeros(atoms))
+        self.bias = nn.Parameter(torch.zeros(len(decoder)))
         self.origin = nn.Parameter(torch.zeros(width))
-        self.threshold = nn.Parameter(torch.full((atoms,), 2.0))  # a random direction reaches it on 1 row in 44
+        # a random direction reaches it on 1 row in 44
+        self.threshold = nn.Parameter(torch.full((len(decoder),), 2.0))
         for name in ("mean", "whitener", "unwhitener"):
             self.register_buffer(name, torch.empty(0), persistent=False)
         self._set_geometry(geometry)
@@ -153,7 +162,7 @@ class ThresholdSAE(nn.Module):
 
     def reconstruct(self, codes: Tensor) -> Tensor:
         """ẑ of codes (B, A), in z, (B, H)."""
-        return (codes @ self.decoder).to(self.origin.dtype) + self.origin
+        return self.shard.add((codes @ self.decoder).to(self.origin.dtype)) + self.origin
 
     def decode(self, codes: Tensor) -> Tensor:
         """Activations (B, H) of codes (B, A)."""
@@ -166,9 +175,45 @@ class ThresholdSAE(nn.Module):
     # ------------------------------------------------------------------------------------------ the dictionary
 
     @property
+    def held(self) -> slice:
+        """The atoms this process holds, among all."""
+        return self.shard.atoms(self.num_atoms)
+
+    @torch.no_grad()
+    def whole(self) -> ThresholdSAE | None:
+        """All atoms in one, on the CPU; this SAE itself where it holds them all.
+
+        Every process of the shard's group must call it; the first gets the answer, the others None.
+        """
+        if self.shard.size == 1:
+            return self
+        tensors = {
+            name: self.shard.gather(value, self.num_atoms) if name in PER_ATOM else value.cpu()
+            for name, value in self.named_parameters()
+        }
+        if self.shard.rank:
+            return None
+        whole = ThresholdSAE(self.width, self.num_atoms, geometry=self.geometry, power=self.power, encoder=self.encoder)
+        for name, parameter in whole.named_parameters():
+            found = tensors[name]
+            assert found is not None
+            parameter.copy_(found)
+        return whole
+
+    def require_whole(self) -> None:
+        """Refuse to take some of the atoms for all of them.
+
+        Raises:
+            ValueError: If other processes hold atoms too.
+        """
+        if self.shard.size > 1:
+            raise ValueError(f"this is shard {self.shard.rank} of {self.shard.size}: call whole() on every process")
+
+    @property
     @torch.no_grad()
     def atoms(self) -> Tensor:
         """The atoms in activation space and units, (A, H) float32; ``x ≈ codes @ atoms + centre``."""
+        self.require_whole()
         return (self.decoder.double() @ self.maps()[1]).float()
 
     @property
@@ -229,6 +274,19 @@ class ThresholdSAE(nn.Module):
             self.decoder.grad.sub_(along * self.decoder)
 
     @torch.no_grad()
+    def clip_gradients_(self, max_norm: float) -> None:
+        """Scale all gradients alike so that their norm, over all atoms wherever they are held, is at most this."""
+        grads = {name: value.grad for name, value in self.named_parameters() if value.grad is not None}
+        if not grads:
+            return
+        norm = nn.utils.get_total_norm(list(grads.values()))
+        if self.shard.size > 1:
+            per_atom = nn.utils.get_total_norm([grad for name, grad in grads.items() if name in PER_ATOM])
+            rest = nn.utils.get_total_norm([grad for name, grad in grads.items() if name not in PER_ATOM])
+            norm = (self.shard.add(per_atom.square()) + rest.square()).sqrt()
+        nn.utils.clip_grads_with_norm_(self.parameters(), max_norm, norm)
+
+    @torch.no_grad()
     def normalise_(self) -> None:
         """Bring decoder rows back to unit length and thresholds back to zero or above, after an optimizer step."""
         self.decoder.copy_(F.normalize(self.decoder, dim=1))
@@ -262,6 +320,19 @@ class ThresholdSAE(nn.Module):
         from atoms.sae import artefact
 
         return artefact.load(directory)
+
+
+def _random_directions(atoms: int, width: int, seed: int, held: slice) -> Tensor:
+    """Rows ``held`` of random unit vectors (atoms, width), float32: drawn in float64, a few thousand at a time."""
+    generator = torch.Generator().manual_seed(seed)
+    rows = torch.empty(held.stop - held.start, width)
+    for start in range(0, held.stop, _CHUNK):
+        drawn = torch.randn(min(_CHUNK, atoms - start), width, generator=generator, dtype=torch.float64)
+        first, stop = max(start, held.start), min(start + len(drawn), held.stop)
+        if first < stop:
+            own = F.normalize(drawn[first - start : stop - start], dim=1)
+            rows[first - held.start : stop - held.start] = own.float()
+    return rows
 
 
 def _variance(geometry: AtomicInnerProduct, power: float) -> float:

@@ -14,6 +14,7 @@ from atoms.errors import AtomsError, printable
 from atoms.training import checkpoint
 from atoms.training.mlflow_logger import AtomsMLFlowLogger, child_run
 from atoms.training.module import TSAEModule
+from atoms.training.outbox import short
 from atoms.training.summary import Summary, draw, summarise, table
 
 
@@ -59,24 +60,27 @@ def judge(
 
 
 def summaries_of(module: TSAEModule, data: ActivationDataModule, stage: str) -> list[Summary]:
-    """Summarise every member from scores that have been filled. Every rank must call it.
+    """Summarise every member from scores that have been filled. Every rank must call it; the first gets the answer.
 
     Args:
         module: The members and their scores.
         data: Where the rows came from.
         stage: ``val`` (with training rows beside) or ``test``.
     """
-    return [
-        summarise(
+    summaries = []
+    for name in module.configs:
+        found = summarise(
             name,
             module.member(name),
             module.score(stage, name),
             module.score("train_rows", name) if stage == "val" else None,
             data.num_rows("train"),
             data.truth,
+            first=module.global_rank == 0,
         )
-        for name in module.configs
-    ]
+        if found:
+            summaries.append(found)
+    return summaries
 
 
 def final_scalars(summaries: list[Summary], prefix: str) -> dict[str, float]:
@@ -124,7 +128,7 @@ def log_child(record: checkpoint.Record, ckpt_path: str | Path, summaries: list[
     try:
         child = child_run(record.tracking_uri, record.run_id, name, tags)
     except Exception as error:
-        reason = f"run {record.run_id} is not in {record.tracking_uri} ({error})"
+        reason = f"run {record.run_id} is not in {record.tracking_uri} ({short(error)})"
         print(f"note     not logged: {printable(reason)}", file=sys.stderr)
         return None
     log_final(child, summaries, prefix)

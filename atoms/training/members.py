@@ -9,7 +9,7 @@ from torch import nn
 
 from atoms.errors import AtomsError
 from atoms.geometry import AtomicInnerProduct
-from atoms.sae import Control, Objective, ThresholdSAE
+from atoms.sae import Control, Objective, Shard, ThresholdSAE
 from atoms.sae.model import Encoder
 
 SINGLE = "tsae"
@@ -66,9 +66,12 @@ class Member(nn.Module):
         config: Its settings.
         geometry: The atomic inner product of its site.
         rows: Rows that training will see in all; the schedules are shares of it.
+        shard: Which of its atoms this process holds; all if None.
     """
 
-    def __init__(self, config: MemberConfig, geometry: AtomicInnerProduct, rows: int) -> None:
+    def __init__(
+        self, config: MemberConfig, geometry: AtomicInnerProduct, rows: int, shard: Shard | None = None
+    ) -> None:
         super().__init__()
         atoms = config.num_atoms(geometry.width)
         if config.target_l0 >= atoms:
@@ -84,6 +87,7 @@ class Member(nn.Module):
             power=config.power,
             encoder=config.encoder,
             seed=config.seed,
+            shard=shard,
         )
         self.control = Control(
             self.sae, Objective(target_l0=config.target_l0, error_power=config.error_power), rows=rows

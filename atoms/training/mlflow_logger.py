@@ -1,19 +1,31 @@
 """MLflow as the place where runs of different sizes, layers and seeds are compared."""
 
+import contextlib
+import io
 import os
+import sqlite3
+import sys
+from argparse import Namespace
 from collections.abc import Mapping
 from logging import getLogger
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
+from lightning.fabric.loggers.logger import rank_zero_experiment
 from lightning.pytorch.loggers import MLFlowLogger
 from lightning.pytorch.utilities import rank_zero_only
 from matplotlib.figure import Figure
 from mlflow.tracking import MlflowClient
 
+from atoms.errors import AtomsError
+from atoms.interruption import asked
+from atoms.training import outbox
+from atoms.training.outbox import Outbox, Record, Sender, short
+
 # MLflow announces every schema migration of a fresh database and Lightning every new experiment.
-for _noisy in ("alembic", "mlflow.store.db.utils", "mlflow.tracking", "lightning.pytorch.loggers.mlflow"):
+for _noisy in ("alembic", "mlflow.tracking", "lightning.pytorch.loggers.mlflow"):
     getLogger(_noisy).setLevel("ERROR")
+getLogger("mlflow.store.db.utils").setLevel("CRITICAL")  # it prints the traceback of what it raises
 
 DEFAULT_TRACKING_URI = "sqlite:///mlflow.db"
 _SQLITE = "sqlite:///"
@@ -33,11 +45,15 @@ class AtomsMLFlowLogger(MLFlowLogger):
         artifact_location: Where a *new* experiment keeps its files; MLflow decides if empty.
         run_id: Continue this run instead of starting one.
         synchronous: Wait for the database at every log call (about 100 times slower than queueing).
+
+    What cannot be sent is kept and sent later (see `outbox`); no failure of a server ends a fit.
     """
 
     rows_per_step: int = 1
     """Rows one optimizer step consumes over all ranks; set by the module, so that curves of runs with different
     batch sizes share their x axis."""
+    folder: Path = Path("runs")
+    """Where records wait for a server that does not answer."""
 
     def __init__(
         self,
@@ -49,24 +65,65 @@ class AtomsMLFlowLogger(MLFlowLogger):
         run_id: str | None = None,
         synchronous: bool = False,
     ) -> None:
-        uri = tracking_uri or os.environ.get("MLFLOW_TRACKING_URI") or DEFAULT_TRACKING_URI
-        if uri.startswith(_SQLITE):
-            uri = f"{_SQLITE}{Path(uri.removeprefix(_SQLITE)).absolute()}"
-        super().__init__(
-            experiment_name=experiment_name,
-            run_name=run_name,
-            tracking_uri=uri,
-            tags=tags,
-            artifact_location=artifact_location,
-            run_id=run_id,
-            synchronous=synchronous,
-        )
+        uri = _absolute(tracking_uri or os.environ.get("MLFLOW_TRACKING_URI") or DEFAULT_TRACKING_URI)
+        _require_usable(uri)
+        try:
+            super().__init__(
+                experiment_name=experiment_name,
+                run_name=run_name,
+                tracking_uri=uri,
+                tags=tags,
+                artifact_location=artifact_location,
+                run_id=run_id,
+            )
+        except Exception as error:  # a database is opened here, a server asked later
+            raise _unusable(uri, error) from error
         self.run_name = run_name
+        self.synchronous = synchronous
+        self._outbox: Outbox | None = None
 
     @property
     def tracking_uri(self) -> str:
         """Where runs are kept, said so that it holds from any working directory."""
         return str(self._tracking_uri)
+
+    @property
+    @rank_zero_experiment
+    def experiment(self) -> MlflowClient:
+        """The client, once the run exists.
+
+        A server that does not answer when a run begins gives way to a database in `folder`.
+
+        Raises:
+            AtomsError: If a database cannot be used.
+        """
+        try:
+            return cast("MlflowClient", super().experiment)
+        except Exception as error:
+            if self._tracking_uri.startswith(_SQLITE):
+                raise _unusable(self._tracking_uri, error) from error
+            local = _absolute(f"{_SQLITE}{self.folder / 'mlflow.db'}")
+            _say(f"{self._tracking_uri} does not answer ({short(error)}): this run is kept in {local} instead")
+            self.folder.mkdir(parents=True, exist_ok=True)
+            self._tracking_uri, self._mlflow_client = local, MlflowClient(local)
+            self._experiment_id = self._run_id = None
+            return cast("MlflowClient", self.experiment)
+
+    def put(self, record: Record) -> None:
+        """Log a record; it is sent in the order of the calls, or kept on disk until it can be."""
+        if self._outbox is None:
+            send = Sender(self.experiment, str(self.run_id))
+            header = {"tracking_uri": self.tracking_uri, "run_id": self.run_id}
+            self._outbox = Outbox(send, self.folder / f"mlflow-{self.run_id}.jsonl", header, _say)
+        self._outbox.put(record)
+        if self.synchronous:
+            self._outbox.settle()
+
+    @rank_zero_only
+    def settle(self) -> None:
+        """Wait until everything logged is sent or on the disk, where no kill can take it."""
+        if self._outbox:
+            self._outbox.settle()
 
     @rank_zero_only
     def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
@@ -79,17 +136,39 @@ class AtomsMLFlowLogger(MLFlowLogger):
     @rank_zero_only
     def log_at(self, metrics: Mapping[str, float], rows: int) -> None:
         """Log scalars at a number of rows seen."""
-        super().log_metrics(metrics, rows)
+        self.put(outbox.metrics(((name, float(value)) for name, value in metrics.items()), rows))
+
+    @rank_zero_only
+    def log_hyperparams(self, params: dict[str, Any] | Namespace) -> None:
+        """Log flat parameters."""
+        self.put(outbox.params(vars(params) if isinstance(params, Namespace) else params))
+
+    @rank_zero_only
+    def log_tag(self, name: str, value: str) -> None:
+        """Set a tag of the run."""
+        self.put(outbox.tag(name, value))
 
     @rank_zero_only
     def log_figure(self, figure: Figure, name: str) -> None:
         """Store ``figure`` under ``figures/<name>.png`` of the run."""
-        self.experiment.log_figure(self.run_id, figure, f"figures/{name}.png")
+        image = io.BytesIO()
+        figure.savefig(image, format="png")
+        self.put(outbox.file(f"figures/{name}.png", image.getvalue()))
 
     @rank_zero_only
     def log_text(self, text: str, name: str) -> None:
         """Store ``text`` as the artifact ``name`` of the run."""
-        self.experiment.log_text(self.run_id, text, name)
+        self.put(outbox.file(name, text.encode()))
+
+    @rank_zero_only
+    def finalize(self, status: str = "success") -> None:
+        """End the run, and wait until everything is written; a fit that was asked to stop is a killed run."""
+        if not self._initialized:
+            return
+        ends = {"success": "FINISHED", "finished": "FINISHED", "failed": "KILLED" if asked() else "FAILED"}
+        self.put(outbox.end(ends[status]))
+        assert self._outbox is not None
+        self._outbox.flush()
 
     @rank_zero_only
     def reattach(self, run_id: str) -> None:
@@ -129,3 +208,33 @@ def child_run(tracking_uri: str, parent_id: str, name: str, tags: Mapping[str, s
         tags={**tags, "mlflow.parentRunId": parent_id},
         synchronous=True,
     )
+
+
+def _absolute(uri: str) -> str:
+    return f"{_SQLITE}{Path(uri.removeprefix(_SQLITE)).absolute()}" if uri.startswith(_SQLITE) else uri
+
+
+def _require_usable(uri: str) -> None:
+    """Look at a database before MLflow does, which would try it for minutes and print a traceback for each try."""
+    if not uri.startswith(_SQLITE):
+        return
+    path = Path(uri.removeprefix(_SQLITE))
+    try:
+        if path.exists():
+            with contextlib.closing(sqlite3.connect(path, timeout=30)) as database:
+                database.execute("begin immediate")
+        elif not os.access(path.parent, os.W_OK):
+            raise PermissionError(f"{path.parent} is missing or cannot be written")
+    except (OSError, sqlite3.Error) as error:
+        raise _unusable(uri, error) from error
+
+
+def _unusable(uri: str, error: Exception) -> AtomsError:
+    return AtomsError(
+        f"trainer.logger: {uri} cannot be used ({short(error)}): mend or move it, name another with "
+        "trainer.logger.init_args.tracking_uri, or set trainer.logger to false"
+    )
+
+
+def _say(line: str) -> None:
+    print(f"note     mlflow: {line}", file=sys.stderr, flush=True)

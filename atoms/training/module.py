@@ -17,6 +17,7 @@ from atoms.sae.model import Encoder
 from atoms.training.checkpoint import KEY, Record
 from atoms.training.members import Member, MemberOverrides, member_configs
 from atoms.training.mlflow_logger import AtomsMLFlowLogger
+from atoms.training.parallel import Layout, supported
 from atoms.training.scores import MemberScores
 
 STAGES = ("val", "test", "train_rows")
@@ -100,6 +101,8 @@ class TSAEModule(L.LightningModule):
 
     def setup(self, stage: str) -> None:
         """Refuse what cannot work before anything is built."""
+        if supported(self.trainer.strategy) is not self.trainer.strategy:
+            raise AtomsError("trainer.strategy is ModelParallelStrategy: give atoms.training.parallel.TensorParallel")
         if str(self.trainer.precision) in ("bf16-true", "16-true"):
             raise AtomsError(
                 f"trainer.precision is {self.trainer.precision!r}: thresholds and sums cannot live in 16 bits; "
@@ -120,11 +123,12 @@ class TSAEModule(L.LightningModule):
         """Build the members once the store, and with it the geometry, is known."""
         if self.members:
             return
+        self.layout = Layout.of(self)
         rows = max(1, self.total_steps) * self.data.batch_size * self.trainer.accumulate_grad_batches
         for name, config in self.configs.items():
-            self.members[name] = Member(config, self.data.geometry(config.site), rows)
+            self.members[name] = Member(config, self.data.geometry(config.site), rows, self.layout.shard)
         for stage in STAGES:
-            self.scores[stage] = nn.ModuleDict({name: MemberScores(self.member(name).sae) for name in self.configs})
+            self.scores[stage] = nn.ModuleDict({name: self._new_scores(name) for name in self.configs})
         # Identical on every rank by construction (reduced once a step), so DDP need not broadcast them.
         buffers = [name for name, _ in self.named_buffers()]
         cast("Any", self)._ddp_params_and_buffers_to_ignore = buffers
@@ -136,6 +140,9 @@ class TSAEModule(L.LightningModule):
     def score(self, stage: str, name: str) -> MemberScores:
         """Running scores of a member on one kind of rows."""
         return cast("MemberScores", cast("nn.ModuleDict", self.scores[stage])[name])
+
+    def _new_scores(self, name: str) -> MemberScores:
+        return MemberScores(self.member(name).sae, self.layout.replicas)
 
     def label(self, stage: str, name: str) -> str:
         """Prefix of a member's metrics: the stage alone where there is one member."""
@@ -180,13 +187,15 @@ class TSAEModule(L.LightningModule):
             out = eager_step(member.sae, member.control, batch[config.site].float())
             losses.append(out.loss)
             curves = torch.stack([out.loss.detach(), out.parts["revival"]]).double()
-            stats.append(torch.cat([curves * len(batch[config.site]), out.stats]))
+            # Weighed by the rows this process answers for, the first of the statistics.
+            stats.append(torch.cat([curves * out.stats[0], out.stats]))
         self._stats = stats if self._stats is None else [old + new for old, new in zip(self._stats, stats, strict=True)]
         return torch.stack(losses).sum()
 
     def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
         """Add the ranks' statistics in one reduction and let every control act on them."""
         assert self._stats is not None
+        self.layout.average_gradients_(self.parameters())
         flat = torch.cat(self._stats)
         if self.trainer.world_size > 1:
             torch.distributed.all_reduce(flat)
@@ -211,7 +220,7 @@ class TSAEModule(L.LightningModule):
     ) -> None:
         """Clip each member by its own norm, so that it trains as it would alone."""
         for name, config in self.configs.items():
-            nn.utils.clip_grad_norm_(self.member(name).sae.parameters(), config.clip)
+            self.member(name).sae.clip_gradients_(config.clip)
 
     def optimizer_step(
         self,
@@ -229,6 +238,8 @@ class TSAEModule(L.LightningModule):
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Add the record of the run."""
         logger = next((logger for logger in self.trainer.loggers if isinstance(logger, AtomsMLFlowLogger)), None)
+        if logger:
+            logger.settle()  # what a resumed fit will not log again
         checkpoint[KEY] = Record(
             store=str(self.data.path.resolve()),
             identity=self.data.store.identity_hash,
@@ -267,7 +278,7 @@ class TSAEModule(L.LightningModule):
                 if self.score(stage, name).geometry is sae.geometry:
                     self.score(stage, name).reset()
                 else:  # a checkpoint brought its own
-                    cast("nn.ModuleDict", self.scores[stage])[name] = MemberScores(sae).to(self.device)
+                    cast("nn.ModuleDict", self.scores[stage])[name] = self._new_scores(name).to(self.device)
 
     def on_validation_epoch_end(self) -> None:
         """Log the cheap scores."""
@@ -290,6 +301,11 @@ class TSAEModule(L.LightningModule):
 
     def predict_step(self, batch: OrderedBatch, batch_idx: int) -> dict[str, SparseCodes]:
         """Sparse codes of a batch, by member."""
+        if self.layout.shard.size > 1:
+            raise AtomsError(
+                "trainer.strategy shards atoms, but codes are written by whole rows: predict under ddp, or with "
+                "trainer.devices=1"
+            )
         return {
             name: self.member(name).sae.encode_sparse(batch.rows[config.site].float())
             for name, config in self.configs.items()

@@ -5,6 +5,7 @@ from typing import Any
 import lightning as L
 from lightning.pytorch.callbacks import ProgressBar
 
+from atoms.memory import peak_memory
 from atoms.progress import Meter
 
 
@@ -25,7 +26,8 @@ class FitProgress(ProgressBar):
         module: Any = pl_module
         self._rows = module.data.batch_size
         steps = module.total_steps * trainer.accumulate_grad_batches
-        self._meter = Meter("fit", (steps - trainer.fit_loop.total_batch_idx - 1) * self._rows, "rows", self._enabled)
+        rows = (steps - trainer.fit_loop.total_batch_idx - 1) * self._rows
+        self._meter = Meter("fit", rows, "rows", self._enabled, note=lambda: peak_memory(pl_module.device))
         self._meter.start()
 
     def on_train_batch_end(

@@ -1,6 +1,7 @@
 """Everything measured about one dictionary on one kind of rows."""
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 from torchmetrics import Metric
 
@@ -40,13 +41,15 @@ class MemberScores(nn.Module):
 
     Args:
         sae: The dictionary that will be scored; its geometry is the metric of the AIP scores.
+        replicas: The processes that hold the same atoms; None for all, as in `atoms.training.parallel.Layout`.
     """
 
-    def __init__(self, sae: ThresholdSAE) -> None:
+    def __init__(self, sae: ThresholdSAE, replicas: dist.ProcessGroup | None = None) -> None:
         super().__init__()
         self.geometry = sae.geometry
-        self.reconstruction = ReconstructionR2(sae.width, sae.geometry)
-        self.sparsity = SparsityProfile(sae.num_atoms)
+        # Processes that share the atoms see the same rows, which must count once.
+        self.reconstruction = ReconstructionR2(sae.width, sae.geometry, process_group=replicas)
+        self.sparsity = SparsityProfile(sae.num_atoms, sae.shard, process_group=replicas)
         self.pre = PreActivationHistogram()
 
     @torch.no_grad()

@@ -12,6 +12,7 @@ from torch import Tensor
 from atoms.geometry import Coherence, coherence
 from atoms.metrics import QStar, planted_recovery, q_star, q_star_null
 from atoms.metrics.q_star import Reading
+from atoms.sae import ThresholdSAE
 from atoms.training import figures
 from atoms.training.members import Member
 from atoms.training.scores import BIN_RANGE, NUM_BINS, MemberScores
@@ -46,6 +47,7 @@ class Summary:
         thresholds: Thresholds of the atoms, (A,).
         recovered: Share of planted atoms found, NaN where nothing was planted.
         mcc: Mean matched |cos| with planted atoms, NaN where nothing was planted.
+        sae: The dictionary, all atoms of it.
     """
 
     name: str
@@ -66,6 +68,7 @@ class Summary:
     l0_histogram: Tensor = field(repr=False)
     pre_histogram: Tensor = field(repr=False)
     thresholds: Tensor = field(repr=False)
+    sae: ThresholdSAE = field(repr=False)
     recovered: float = float("nan")
     mcc: float = float("nan")
 
@@ -95,8 +98,9 @@ def summarise(
     train_rows: MemberScores | None,
     num_train_rows: int,
     truth: Tensor | None,
-) -> Summary:
-    """Draw the final numbers from scores that have seen all rows. Every rank must call it.
+    first: bool = True,
+) -> Summary | None:
+    """Draw the final numbers from scores that have seen all rows. Every rank must call it; the first gets the answer.
 
     Args:
         name: Name of the member.
@@ -105,13 +109,17 @@ def summarise(
         train_rows: Scores on training rows, for the memorisation gap; None where they were not read.
         num_train_rows: Rows of the training split.
         truth: Planted atoms (T, H), or None.
+        first: Whether this is the first rank; the others only hand over what they hold.
     """
-    sae = member.sae
     scores = {key: float(value) for key, value in held_out.compute().items()}
     gap = float("nan")
     if train_rows is not None:
         gap = float(train_rows.reconstruction.compute()["r2"]) - scores["r2"]
     counts = held_out.sparsity.pooled()
+    pre_histogram = held_out.pre.compute().cpu()
+    sae = member.sae.whole()
+    if sae is None or not first:
+        return None
     histogram = counts.l0_histogram.cpu()
     atoms = sae.atoms.cpu()
     aip = coherence(atoms, aip=sae.geometry)
@@ -133,8 +141,9 @@ def summarise(
         aip=aip,
         firing_counts=counts.firing_counts.cpu(),
         l0_histogram=histogram,
-        pre_histogram=held_out.pre.compute().cpu(),
+        pre_histogram=pre_histogram,
         thresholds=sae.threshold.detach().cpu(),
+        sae=sae,
         recovered=recovery.recovered if recovery else float("nan"),
         mcc=recovery.mcc if recovery else float("nan"),
     )

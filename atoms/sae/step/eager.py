@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -18,7 +17,7 @@ class StepOutput(NamedTuple):
 
     Attributes:
         loss: What to differentiate; a mean over the rows of the batch.
-        parts: Detached 0-dim tensors: `reconstruction`, `revival` and `l0`.
+        parts: Detached 0-dim tensors: `reconstruction`, `revival` and `l0`, the last of the atoms held here.
         stats: Sums over rows for `Control.update`, flat float64; add those of all ranks first.
     """
 
@@ -41,8 +40,8 @@ def eager_step(sae: ThresholdSAE, control: Control, x: Tensor) -> StepOutput:
     error = z - sae.reconstruct(codes)
     reconstruction = control.energy(error)
     revival = _revival(sae, control, z, error.detach())
-    stats = control.statistics(pre.detach(), codes.detach(), sae.threshold.detach(), reconstruction.detach())
-    parts = {"reconstruction": reconstruction.detach(), "revival": revival.detach(), "l0": (stats[1] / stats[0])}
+    stats = control.statistics(pre.detach(), codes.detach(), sae.threshold.detach(), reconstruction.detach(), sae.shard)
+    parts = {"reconstruction": reconstruction.detach(), "revival": revival.detach(), "l0": stats[1] / len(x)}
     return StepOutput(reconstruction + control.objective.revival * revival, parts, stats)
 
 
@@ -50,13 +49,15 @@ def _revival(sae: ThresholdSAE, control: Control, z: Tensor, error: Tensor) -> T
     """How much of the error the silent atoms leave, as a share of the last step's error.
 
     Every row picks its own few among the longest silent atoms. The shapes never depend on how many are silent, so
-    nothing waits for the device.
+    nothing waits for the device; a shard, which must wait to know its own, then does nothing where none are.
     """
-    index, silent = control.spare()
+    index, silent, count = control.spare(sae)
+    if sae.shard.size > 1 and not count:
+        return error.new_zeros(())
     pre = F.linear(z, sae.encoder_rows()[index]).float() + sae.bias[index]
     few = max(1, control.num_spare // 2)
-    values, which = (pre.relu() * silent).topk(few, dim=1)
-    codes = torch.zeros_like(pre).scatter(1, which, values)
-    left = control.energy(error - (codes @ sae.decoder[index]).float())
-    share = (silent.sum() / few).clamp(max=1)
+    values = pre.relu() * silent
+    codes = values * (values >= sae.shard.kth_largest(values, few))
+    left = control.energy(error - sae.shard.add((codes @ sae.decoder[index]).float()))
+    share = (count / few).clamp(max=1)
     return left / control.residual.float() * share
