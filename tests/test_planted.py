@@ -141,6 +141,8 @@ def test_every_setting_but_the_place_names_another_store():
         ({"rows": 9}, r"data\.planted\.rows is 9: give a number of at least 10"),
         ({"noise": -1.0}, r"data\.planted\.noise is -1\.0"),
         ({"noise": float("nan")}, r"data\.planted\.noise is nan"),
+        ({"noise": float("inf")}, r"data\.planted\.noise is inf: give a finite number"),
+        ({"offset": float("nan")}, r"data\.planted\.offset is nan: give a finite number"),
         ({"seed": -1}, r"data\.planted\.seed is -1"),
         ({"active": 0.0}, r"data\.planted\.active is 0\.0: .* at most 8"),
         ({"active": 9.0}, r"data\.planted\.active is 9\.0: .* at most 8"),

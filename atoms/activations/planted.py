@@ -1,5 +1,6 @@
 """Activations whose atoms are known: sparse positive combinations of planted unit directions."""
 
+import math
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -59,6 +60,9 @@ class PlantedSpec:
         for name, least in (("width", 1), ("atoms", 1), ("rows", 10), ("noise", 0), ("seed", 0)):
             if not getattr(self, name) >= least:
                 raise AtomsError(f"data.planted.{name} is {getattr(self, name)}: give a number of at least {least}")
+        for name in ("high", "noise", "offset"):
+            if not math.isfinite(getattr(self, name)):
+                raise AtomsError(f"data.planted.{name} is {getattr(self, name)}: give a finite number")
         if not 0 < self.active <= self.atoms:
             raise AtomsError(f"data.planted.active is {self.active}: give a number above 0 and at most {self.atoms}")
         if not 0 < self.low <= self.high:

@@ -483,8 +483,9 @@ def run_case(case: Case, folder: Path) -> tuple[int | None, str | None, str]:
     changed = [path for path in before if after.get(path) != before[path]]
     left = [path for path in after if path not in before]
     if code != 0 and fault is None:
-        # MLflow makes its database when the logger is built; every run of the directory shares it.
-        mess = [path for path in left if path != "mlflow.db" and not finished_store(path, folder)]
+        # MLflow makes its database when the logger is built, and keeps what a failed run had to say.
+        kept = ("mlflow.db", "mlruns")
+        mess = [path for path in left if path.split("/")[0] not in kept and not finished_store(path, folder)]
         if changed or mess:
             fault = f"left behind {mess[:5]}, changed {changed[:5]}"
     elif changed:
