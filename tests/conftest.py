@@ -12,6 +12,7 @@ import pytest
 import torch
 from mlflow.entities import Run
 from mlflow.tracking import MlflowClient
+from stores import make_store
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import Whitespace
@@ -94,6 +95,18 @@ def text_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         picks = torch.randint(0, len(WORDS), (length,), generator=generator)
         (folder / f"{number:03d}.txt").write_text(" ".join(WORDS[pick] for pick in picks))
     return folder
+
+
+@pytest.fixture(scope="session")
+def pristine(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A complete store of two sites, never to be changed."""
+    return make_store(tmp_path_factory.mktemp("pristine") / "store")
+
+
+@pytest.fixture
+def own_store(pristine: Path, tmp_path: Path) -> Path:
+    """A store of one's own to spoil."""
+    return Path(shutil.copytree(pristine, tmp_path / "store"))
 
 
 @pytest.fixture(scope="session")

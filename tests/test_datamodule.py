@@ -106,7 +106,7 @@ def test_a_block_that_was_thrown_away_is_made_anew():
     data = ActivationDataModule(planted=PlantedSpec(width=8, atoms=10, active=2.0, rows=1000), batch_size=80)
     data.ensure(CPU)
     before = data.store.content_digest()
-    (data.path / "manifest" / "val-000000.json").unlink()  # what the message about a damaged chunk tells users to do
+    (data.path / "manifest/val-000000.json").delete()  # what the message about a damaged chunk tells users to do
     assert not data.complete
     data.ensure(CPU)
     assert ActivationStore.open(data.path).content_digest() == before
@@ -168,7 +168,7 @@ def outliers(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
             for site in SITES:
                 sums[site] = sums[site] + Moments.from_rows(rows[site].to(spec.torch_dtype))
     for site in SITES:
-        sums[site].save(writer.moments_path(site))
+        writer.write_moments(site, sums[site])
     writer.finalise()
     return path
 

@@ -29,7 +29,6 @@ from atoms.activations.lock import StoreLock
 from atoms.activations.manifest import COMPLETE
 from atoms.activations.store import ActivationStore, StoreWriter
 from atoms.errors import AtomsError
-from atoms.geometry import Moments
 
 CPU: dict[str, Any] = {"accelerator": "cpu", "devices": 1}
 CONTEXT = 30
@@ -272,7 +271,7 @@ def whole(tiny_bert: Path, much_text: Path, tmp_path_factory: pytest.TempPathFac
 def assert_same(store: ActivationStore, other: ActivationStore) -> None:
     assert store.content_digest() == other.content_digest()
     for site in other.sites:
-        mine, theirs = (Moments.load(s.moments_path(site)) for s in (store, other))
+        mine, theirs = (s.moments(site) for s in (store, other))
         assert mine.count == theirs.count
         assert torch.equal(mine.total, theirs.total)
         assert torch.equal(mine.outer, theirs.outer)
@@ -352,7 +351,7 @@ def test_two_ranks_write_the_store_of_one(tiny_bert, much_text, whole):
     store = ActivationStore.open(spec.directory())
     assert store.content_digest() == whole.content_digest()
     for site in WIDE_SITES:  # added in another order, so not to the last bit
-        mine, theirs = (Moments.load(s.moments_path(site)) for s in (store, whole))
+        mine, theirs = (s.moments(site) for s in (store, whole))
         assert mine.count == theirs.count
         torch.testing.assert_close(mine.outer, theirs.outer, rtol=1e-12, atol=0)
 
@@ -404,7 +403,7 @@ def test_a_store_killed_before_it_was_marked_complete_needs_no_forward(tiny_bert
     store = run(spec)
     assert ran == []
     rows = store.read_rows("train", "resid_post.0", 0, store.n_rows("train")).double()
-    np.testing.assert_allclose(Moments.load(store.moments_path("resid_post.0")).outer, rows.T @ rows, rtol=1e-12)
+    np.testing.assert_allclose(store.moments("resid_post.0").outer, rows.T @ rows, rtol=1e-12)
 
 
 # ------------------------------------------------------------------------------------------ manners

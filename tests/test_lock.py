@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from atoms.activations import lock
-from atoms.activations.lock import Holder, StoreLock, holder, lock_path
+from atoms.activations.lock import Holder, StoreLock, holder
 from atoms.errors import AtomsError
 
 ROOT = Path(__file__).parents[1]  # where `python -c` finds the package, installed or not
@@ -21,6 +21,10 @@ with StoreLock(sys.argv[1]):
     print("held", flush=True)
     time.sleep(600)
 """
+
+
+def lock_path(store: Path) -> Path:
+    return Path(lock.lock_path(store))
 
 
 @pytest.fixture

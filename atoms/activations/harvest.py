@@ -4,7 +4,6 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, nullcontext
-from pathlib import Path
 from typing import Any
 
 import lightning as L
@@ -18,7 +17,6 @@ from torch.utils.data import DataLoader, IterableDataset
 from transformers import PreTrainedTokenizerBase
 from transformers.utils import logging as transformers_logging
 
-from atoms.activations.files import free_bytes
 from atoms.activations.grid import Grid, Span
 from atoms.activations.grouping import near_duplicate_groups
 from atoms.activations.harvest_spec import HarvestSpec
@@ -32,6 +30,7 @@ from atoms.activations.language_model import (
     special_tokens,
     tokenize,
 )
+from atoms.activations.location import Location
 from atoms.activations.lock import StoreLock
 from atoms.activations.moments_writer import MomentsWriter
 from atoms.activations.plan import Block, RowPlan
@@ -129,7 +128,7 @@ class HarvestModule(L.LightningModule):
         resolved: ResolvedModel,
         plan: RowPlan,
         spec: StoreSpec,
-        path: Path,
+        path: Location,
         tokenizer: PreTrainedTokenizerBase,
         batch_tokens: int,
         facts: dict[str, Any],
@@ -227,14 +226,17 @@ class HarvestModule(L.LightningModule):
         self.trainer.strategy.barrier("blocks written")
         if self.trainer.is_global_zero:
             self.moments.pool()
-            self.writer.finalise({**self.facts, "seconds": round(time.monotonic() - self.started, 1)})
+            seconds = round(time.monotonic() - self.started, 1)
+            sealed = self.writer.finalise({**self.facts, "seconds": seconds})
+            if warning := sealed.warning(self.spec.dtype):
+                announce(f"note     {warning}")
             self.moments.sweep()
         self.trainer.strategy.barrier("store complete")
         # The weights are not needed again; a reference from the trainer would keep them alive through the fit.
         del self.model, self.reader
 
 
-def harvest(settings: HarvestSpec, path: Path, trainer_settings: dict[str, Any]) -> None:
+def harvest(settings: HarvestSpec, path: Location, trainer_settings: dict[str, Any]) -> None:
     """Harvest into ``path``, going on where an earlier try ended. Every rank calls it, outside any running trainer.
 
     Args:
@@ -260,7 +262,7 @@ def harvest(settings: HarvestSpec, path: Path, trainer_settings: dict[str, Any])
             trainer.predict(module, return_predictions=False)
 
 
-def _prepare(settings: HarvestSpec, path: Path) -> HarvestModule:
+def _prepare(settings: HarvestSpec, path: Location) -> HarvestModule:
     """Tokenise, group, deal and plan; say what it will cost."""
     resolved = settings.resolved
     tokenizer = load_tokenizer(resolved)
@@ -297,16 +299,26 @@ def _prepare(settings: HarvestSpec, path: Path) -> HarvestModule:
     plan = RowPlan(tokens, splits, context=settings.context, grid=grid, seed=settings.seed)
     spec = StoreSpec(widths, settings.storage, plan.n_rows, grid, settings.seed, settings.identity)
     block_bytes = min(grid.block_rows, max(rows.values())) * held_bytes
+    free = path.free()
     for line in (
         f"harvest  {settings.model.name}: {', '.join(f'{site} ({width})' for site, width in widths.items())}",
         f"text     {len(tokens):,} documents in {len(np.unique(groups)):,} groups, {sum(rows.values()):,} tokens "
         f"({', '.join(f'{split} {count:,}' for split, count in rows.items())})",
         *(f"note     {warning}" for warning in dealt.warnings),
-        f"disk     {size(spec.disk_bytes)} in {path} ({size(free_bytes(path))} free)",
+        f"disk     {size(spec.disk_bytes)} in {path}" + ("" if free is None else f" ({size(free)} free)"),
         f"memory   {size(block_bytes)} a rank for a block of rows, beside the model",
     ):
         announce(line)
-    facts = {"documents": len(tokens), "groups": len(np.unique(groups)), "model_path": str(resolved.path)}
+    facts = {
+        "documents": len(tokens),
+        "groups": len(np.unique(groups)),
+        "splits": {
+            split: {"documents": len(documents), "groups": len(np.unique(groups[documents]))}
+            for split in shares
+            for documents in [dealt.documents(split)]
+        },
+        "model_path": str(resolved.path),
+    }
     return HarvestModule(resolved, plan, spec, path, tokenizer, settings.batch_tokens, facts)
 
 

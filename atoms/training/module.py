@@ -230,7 +230,7 @@ class TSAEModule(L.LightningModule):
         """Add the record of the run."""
         logger = next((logger for logger in self.trainer.loggers if isinstance(logger, AtomsMLFlowLogger)), None)
         checkpoint[KEY] = Record(
-            store=str(self.data.path.resolve()),
+            store=self.data.path.absolute,
             identity=self.data.store.identity_hash,
             data=self.data.order_settings(),
             run_id=logger.run_id if logger else None,
