@@ -46,6 +46,7 @@ from atoms.geometry import Moments
 Rows = Tensor | NDArray[Any]
 
 _NORM_ROWS = 64  # keeps the float64 copy in the cache
+_HOPELESS_ROWS = 256  # a block of so many rows and not one of them finite is no accident of a few outliers
 
 
 class StoreWriter:
@@ -175,7 +176,8 @@ class StoreWriter:
         Rows that are not finite are stored as they are and counted; readers leave them out.
 
         Raises:
-            AtomsError: the disk is full or cannot be written. Blocks written before are kept.
+            AtomsError: none of the rows of a site is finite; or the disk is full or cannot be written. Blocks written
+                before are kept.
         """
         if span not in self.spec.spans:
             raise ValueError(f"{span} is not a block of this store")
@@ -186,7 +188,7 @@ class StoreWriter:
         for site, width in self.spec.sites.items():
             if tuple(rows[site].shape) != (span.rows, width):
                 raise ValueError(f"{site}: expected {(span.rows, width)} rows, got {tuple(rows[site].shape)}")
-            stored, norm, nonfinite[site] = self._stored(rows[site], site)
+            stored, norm, nonfinite[site] = self._stored(rows[site], site, span)
             columns[acts_path(span.split, site)] = stored
             columns[norm_path(span.split, site)] = norm
         for name, column in {"token_id": token_id, "doc_id": doc_id, "position": position}.items():
@@ -267,7 +269,7 @@ class StoreWriter:
         """Files of the store that are neither metadata, manifests nor shards."""
         return self._beside | {moments_name(site) for site in self.spec.sites}
 
-    def _stored(self, rows: Rows, site: str) -> tuple[NDArray[Any], NDArray[np.float32], NonFinite]:
+    def _stored(self, rows: Rows, site: str, span: Span) -> tuple[NDArray[Any], NDArray[np.float32], NonFinite]:
         """Round to the storage dtype; return the stored rows, their norms, and what is no number among them."""
         if isinstance(rows, np.ndarray):
             given = torch.from_numpy(np.require(rows, requirements=["C", "W"]))  # torch warns of read-only memory
@@ -284,6 +286,17 @@ class StoreWriter:
         left_out = ~np.isfinite(norms)
         if not left_out.any():
             return bits, norms, NonFinite()
+        if left_out.all() and span.rows >= _HOPELESS_ROWS:
+            block = f"{span.rows} of {span.rows} rows of site {site} in block {span.index} of {span.split}"
+            if bool(given.isfinite().all()):
+                raise AtomsError(
+                    f"data.harvest.dtype={self.spec.dtype}: {block} overflow it (largest value "
+                    f"{float(given.abs().max()):.6g}); use bfloat16 or float32"
+                )
+            raise AtomsError(
+                f"data.harvest.sites={site}: the model gives NaN or infinite values in {block}; "
+                "run the model in float32 or bfloat16, or choose another site"
+            )
         values = stored[torch.from_numpy(left_out)]
         counts = NonFinite(int(values.isinf().sum()), int(values.isnan().sum()), len(values))
         return bits, norms, counts
