@@ -16,6 +16,7 @@ atoms: find the atoms of language models, and prove or refute that they deserve 
   atoms validate --ckpt_path FILE  judge a checkpoint on held-out documents
   atoms test     --config FILE --ckpt_path FILE    the same scores on the test split
   atoms predict  --config FILE --ckpt_path FILE    sparse codes of every row, written to a Zarr group
+  atoms store    info|ls|verify PATH               what a store holds, where stores are, whether one is whole
 
   atoms COMMAND --help             every setting of a command
   mlflow ui --backend-store-uri sqlite:///mlflow.db    compare runs
@@ -69,6 +70,10 @@ def main(args: Sequence[str] | None = None) -> None:
     try:
         if words[0] == "validate":
             from atoms.commands.validate import run
+
+            run(words[1:])
+        elif words[0] == "store":
+            from atoms.commands.store import run
 
             run(words[1:])
         elif words[0] in ("fit", "cache", "test", "predict"):

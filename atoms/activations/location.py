@@ -51,6 +51,17 @@ class Location(ABC):
         """Whether anything can be written here at all."""
         return True
 
+    def require_writable(self) -> None:
+        """Refuse a place that can only be read.
+
+        Raises:
+            AtomsError: It is one.
+        """
+        if not self.writable:
+            raise AtomsError(
+                f"data.store={self}: plain HTTP can only be read; write to a directory, s3:// or gs:// and publish that"
+            )
+
     @abstractmethod
     def __truediv__(self, path: str) -> Self:
         """A place below this one."""

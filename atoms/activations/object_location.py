@@ -1,5 +1,6 @@
 """A prefix of an object store: ``s3://``, ``gs://``, and ``http(s)://`` to read from."""
 
+import os
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -46,8 +47,11 @@ class _Client:
                 "timeout": timedelta(seconds=REQUEST_SECONDS),
                 "connect_timeout": timedelta(seconds=CONNECT_SECONDS),
             }
-            if self.base.startswith("http://"):
+            # What is given here hides what the environment says of the same kind.
+            if self.base.startswith("http://") or _endpoint().startswith("http://") or _is_set("AWS_ALLOW_HTTP"):
                 options["allow_http"] = True
+            if _is_set("AWS_ALLOW_INVALID_CERTIFICATES"):
+                options["allow_invalid_certificates"] = True
             retrying: RetryConfig = {
                 "max_retries": retries,
                 "backoff": {"init_backoff": timedelta(seconds=0.2), "max_backoff": timedelta(seconds=15), "base": 2},
@@ -219,6 +223,14 @@ class _BeyondTheEndError(Exception):
     """A range that begins after the last byte."""
 
 
+def _endpoint() -> str:
+    return next(filter(None, map(os.environ.get, ("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL", "AWS_ENDPOINT"))), "")
+
+
+def _is_set(name: str) -> bool:
+    return os.environ.get(name, "").lower() in ("1", "true", "yes", "on")
+
+
 def _advice(text: str) -> str:
     if "NoSuchBucket" in text:
         return "there is no such bucket; mend its name"
@@ -232,8 +244,6 @@ def _advice(text: str) -> str:
         return "the server did not answer in time; check the network, then run the command again"
     if "token request" in text or "credential" in text.lower():
         return "no credentials were found; give them in the environment, see docs/stores.md"
-    if "https" in text.lower() and "scheme" in text.lower():
-        return "the endpoint is plain http, which must be allowed in the environment (AWS_ALLOW_HTTP=true)"
     return f"the server refused ({_reason(text)}); see docs/stores.md, then run the command again"
 
 

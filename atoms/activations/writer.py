@@ -80,6 +80,7 @@ class StoreWriter:
             AtomsError: the path is taken or cannot be written, or the disk is too small.
         """
         place = locate(path)
+        place.require_writable()
         with disk_errors(place, spec.disk_bytes):
             if stored_spec(place) is not None:
                 raise AtomsError(f"data.store={place}: exists; resume it, delete it, or choose another path")
@@ -123,6 +124,7 @@ class StoreWriter:
             AtomsError: there is no store, or it was made by other settings.
         """
         place = locate(path)
+        place.require_writable()
         stored = stored_spec(place)
         if stored is None:
             raise AtomsError(f"data.store={place}: no store to resume; run `atoms cache` to make it")
