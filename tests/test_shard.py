@@ -1,3 +1,4 @@
+import google_crc32c
 import numpy as np
 import pytest
 import zarr
@@ -7,7 +8,7 @@ from zarr.codecs import Crc32cCodec
 from zarr.storage import MemoryStore
 
 from atoms.activations.grid import Grid
-from atoms.activations.shard import encode
+from atoms.activations.shard import checksums, encode
 
 
 @given(
@@ -43,3 +44,16 @@ def test_values_equal_to_the_fill_value_are_there_all_the_same(fill):
     index = data[-36:-4].view("<u8").reshape(2, 2)
     assert index.tolist() == [[0, 36], [36, 36]]
     assert (data[:32].view("<i8") == fill).all()
+
+
+def test_a_crc32c_of_the_whole_file_would_tell_nothing():
+    """Why the records hold the chunks' checksums instead."""
+    rows = np.random.default_rng(0).standard_normal((2, 16, 5)).astype(np.float32)
+    grid = Grid(4, 16, 16)
+    one, other = (encode(part, grid, np.nan) for part in rows)
+    assert google_crc32c.value(one) == google_crc32c.value(other)
+    assert not np.array_equal(checksums(one, 16, 20, grid), checksums(other, 16, 20, grid))
+    for number, held in enumerate(checksums(one, 16, 20, grid)):
+        body = one[number * 84 : number * 84 + 80]
+        np.testing.assert_array_equal(body.view("<f4").reshape(4, 5), rows[0, 4 * number : 4 * number + 4])
+        assert google_crc32c.value(body) == int.from_bytes(held.tobytes(), "little")

@@ -137,10 +137,7 @@ def test_it_goes_on_after_the_first_fault_and_names_chunks_and_cures(own):
 def test_another_shards_copy_is_told(own):
     """Every chunk's checksum is right, and yet these are other rows."""
     shutil.copy(shard(own, index=0), shard(own, index=1))
-    assert found(own) == [
-        "train/model.layers.3/acts/c/1/0 is not the file that was written (its chunks are whole: the index, or "
-        "another file's copy)"
-    ]
+    assert found(own) == ["train/model.layers.3/acts/c/1/0 is whole, but it is not the file that was written"]
 
 
 def test_an_unfinished_store(own):

@@ -5,6 +5,9 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from typing import Any, Self
 
+import numpy as np
+from numpy.typing import NDArray
+
 from atoms.activations.grid import Span
 from atoms.activations.location import Location
 from atoms.activations.sealed import DamagedFileError, seal, sha256_of, unseal
@@ -13,6 +16,7 @@ from atoms.errors import AtomsError
 
 COMPLETE = "complete.json"
 FOLDER = "manifest"
+SHARD = "checksums:"  # what the digest of a shard begins with
 _AT_ONCE = 16  # small files read side by side where each costs a round trip
 
 
@@ -43,11 +47,16 @@ class FileRecord:
 
     Args:
         size: Its bytes.
-        digest: ``crc32c:…`` for shards, ``sha256:…`` for everything else.
+        digest: ``sha256:…`` of its bytes, or ``checksums:sha256:…`` of the checksums in a shard, one after the other.
     """
 
     size: int
     digest: str
+
+
+def shard_digest(checksums: NDArray[np.uint8]) -> str:
+    """Digest of a shard from the (chunks, 4) checksums it holds."""
+    return f"{SHARD}{sha256_of(np.ascontiguousarray(checksums))}"
 
 
 @dataclass(frozen=True)

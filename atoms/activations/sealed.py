@@ -4,8 +4,6 @@ import hashlib
 import json
 from typing import Any
 
-import google_crc32c
-
 _KEY = "sha256"
 
 
@@ -35,18 +33,8 @@ def unseal(data: bytes) -> dict[str, Any]:
 
 
 def sha256_of(data: Any) -> str:
-    """Digest of a small file."""
+    """Digest of some bytes."""
     return f"sha256:{hashlib.sha256(data).hexdigest()}"
-
-
-def crc32c_of(data: Any) -> str:
-    """Digest of a large file: as good against accidents, and ten times as fast."""
-    return format_crc32c(google_crc32c.value(data))
-
-
-def format_crc32c(value: int) -> str:
-    """Write a crc32c that was taken piece by piece."""
-    return f"crc32c:{value:08x}"
 
 
 def _dump(content: dict[str, Any]) -> bytes:

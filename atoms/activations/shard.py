@@ -54,3 +54,13 @@ def index(n_rows: int, row_bytes: int, grid: Grid) -> NDArray[np.uint8]:
 def checksum(data: NDArray[np.uint8]) -> NDArray[np.uint8]:
     """crc32c of the bytes as the four bytes that follow them."""
     return np.frombuffer(google_crc32c.value(data).to_bytes(CRC_BYTES, "little"), np.uint8)
+
+
+def checksums(data: NDArray[np.uint8], n_rows: int, row_bytes: int, grid: Grid) -> NDArray[np.uint8]:
+    """Return the checksums a shard of ``n_rows`` rows holds, (chunks, 4) bytes.
+
+    They say what a shard is where a crc32c of the whole file cannot: bytes followed by their own crc32c all have the
+    same one.
+    """
+    stride = grid.chunk_rows * row_bytes + CRC_BYTES
+    return data[: grid.n_chunks(n_rows) * stride].reshape(-1, stride)[:, -CRC_BYTES:]

@@ -1,19 +1,29 @@
 """Looking through a store for everything that is not as it was written."""
 
+import math
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
-import google_crc32c
 import numpy as np
 
 from atoms.activations.files import PARTIAL
 from atoms.activations.grid import CHUNK_BYTES
 from atoms.activations.layout import metadata_files, same_metadata
 from atoms.activations.location import Location, Where, locate
-from atoms.activations.manifest import COMPLETE, FOLDER, BlockRecord, FileRecord, Seal, manifest_name
-from atoms.activations.reader import ChunkReader, DamagedChunkError
-from atoms.activations.sealed import DamagedFileError, format_crc32c, sha256_of
+from atoms.activations.manifest import (
+    COMPLETE,
+    FOLDER,
+    SHARD,
+    BlockRecord,
+    FileRecord,
+    Seal,
+    manifest_name,
+    shard_digest,
+)
+from atoms.activations.reader import ChunkReader
+from atoms.activations.sealed import DamagedFileError, sha256_of
+from atoms.activations.shard import CRC_BYTES, checksum, index
 from atoms.activations.spec import METADATA, TOKENS, StoreSpec, stored_spec, tokens_path
 from atoms.activations.store import mend
 from atoms.activations.writer import moments_name
@@ -132,42 +142,40 @@ class Verification:
             size = place.size()
             if size != record.size:
                 return f"has {size:,} bytes instead of {record.size:,}", 0
-            if record.digest.startswith("sha256:"):
-                problem = None if sha256_of(place.read()) == record.digest else "is damaged (wrong checksum)"
-                return problem, size
-            return self._check_shard(name, record), size
+            if record.digest.startswith(SHARD):
+                return self._check_shard(name, record), size
+            return None if sha256_of(place.read()) == record.digest else "is damaged (wrong checksum)", size
         except FileNotFoundError:
             return "is missing", 0
         except OSError as error:
             return f"cannot be read ({error.strerror})", 0
 
     def _check_shard(self, name: str, record: FileRecord) -> str | None:
-        crc, buffer = 0, np.empty(min(CHUNK_BYTES, record.size), np.uint8)
-        for start in range(0, record.size, CHUNK_BYTES):
-            part = buffer[: min(CHUNK_BYTES, record.size - start)]
-            if not (self.root / name).read_into(start, part.data):
-                return "is cut short"
-            crc = google_crc32c.extend(crc, part)
-        if format_crc32c(crc) == record.digest:
-            return None
-        damaged = self._damaged_chunks(name)
-        if not damaged:
-            return "is not the file that was written (its chunks are whole: the index, or another file's copy)"
-        return f"is damaged (chunk {', '.join(map(str, damaged))}: wrong checksum)"
-
-    def _damaged_chunks(self, name: str) -> list[int]:
-        """Which chunks of a shard do not fit their own checksums."""
+        """Hold every chunk against its checksum, the index against what it must be, and all checksums together."""
+        grid, place = self.spec.grid, self.root / name
         path, _, rest = name.partition("/c/")
-        reader = ChunkReader(self.root, self.spec.array(path), self.spec.grid, verify="always")
-        per_shard = self.spec.grid.shard_rows // self.spec.grid.chunk_rows
-        first, bad = int(rest.partition("/")[0]) * per_shard, []
-        for chunk in range(first, min(first + per_shard, len(reader))):
-            try:
-                reader.read(chunk)
-            except DamagedChunkError as error:
-                if error.reason == "wrong checksum":
-                    bad.append(chunk)
-        return bad
+        array, number = self.spec.array(path), int(rest.partition("/")[0])
+        n_rows = min(grid.shard_rows, array.shape[0] - number * grid.shard_rows)
+        row_bytes = array.dtype.itemsize * math.prod(array.shape[1:])
+        stride, n_chunks = grid.chunk_rows * row_bytes + CRC_BYTES, grid.n_chunks(n_rows)
+        at_once = max(1, CHUNK_BYTES // stride)
+        buffer = np.empty(min(at_once, n_chunks) * stride, np.uint8)
+        held, damaged = np.empty((n_chunks, CRC_BYTES), np.uint8), []
+        for first in range(0, n_chunks, at_once):
+            part = buffer[: min(at_once, n_chunks - first) * stride]
+            if not place.read_into(first * stride, part.data):
+                return "is cut short"
+            for offset, chunk in enumerate(part.reshape(-1, stride)):
+                held[first + offset] = chunk[-CRC_BYTES:]
+                if not np.array_equal(checksum(chunk[:-CRC_BYTES]), held[first + offset]):
+                    damaged.append(number * (grid.shard_rows // grid.chunk_rows) + first + offset)
+        if damaged:
+            return f"is damaged (chunk {', '.join(map(str, damaged))}: wrong checksum)"
+        expected = index(n_rows, row_bytes, grid)
+        found = np.empty_like(expected)
+        if not place.read_into(record.size - len(found), found.data) or not np.array_equal(found, expected):
+            return "is damaged (the shard's index is wrong)"
+        return None if shard_digest(held) == record.digest else "is whole, but it is not the file that was written"
 
     # ------------------------------------------------------------------------------------------ what they say
 

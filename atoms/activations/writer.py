@@ -26,9 +26,10 @@ from atoms.activations.manifest import (
     manifest_name,
     read_all,
     read_blocks,
+    shard_digest,
 )
-from atoms.activations.sealed import crc32c_of, sha256_of
-from atoms.activations.shard import encode
+from atoms.activations.sealed import sha256_of
+from atoms.activations.shard import checksums, encode
 from atoms.activations.spec import (
     STORAGE,
     TOKENS,
@@ -305,12 +306,13 @@ class StoreWriter:
 
     def _shards(self, path: str, column: NDArray[Any], span: Span) -> Iterator[tuple[str, FileRecord]]:
         """Write the shards of a block's part of an array, one at a time."""
-        step, hole = self.spec.grid.shard_rows, self.spec.array(path).hole
-        for start in range(0, span.rows, step):
-            data = encode(column[start : start + step], self.spec.grid, hole)
-            name = shard_path(path, (span.start + start) // step)
+        grid, hole = self.spec.grid, self.spec.array(path).hole
+        for start in range(0, span.rows, grid.shard_rows):
+            rows = column[start : start + grid.shard_rows]
+            data = encode(rows, grid, hole)
+            name = shard_path(path, (span.start + start) // grid.shard_rows)
             (self.path / name).write(data)
-            yield name, FileRecord(len(data), crc32c_of(data))
+            yield name, FileRecord(len(data), shard_digest(checksums(data, len(rows), rows[0].nbytes, grid)))
 
 
 def _norms(stored: NDArray[Any]) -> NDArray[np.float64]:

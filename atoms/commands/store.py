@@ -147,8 +147,7 @@ def verify(place: Location) -> None:
                 read += n_bytes
                 meter.advance(read // MIB - meter.done)
 
-            for finding in verification.findings(advance):
-                found.append(finding)
+            found.extend(verification.findings(advance))
     finally:  # also when interrupted
         for finding in found:
             print(f"wrong      {finding.what}")
