@@ -25,7 +25,9 @@ from atoms.activations.planted import PlantedSpec, load_truth, plant
 from atoms.activations.spec import acts_path, shard_path, stored_spec
 from atoms.activations.store import ActivationStore, StoreWriter
 from atoms.activations.stream import OrderedStream, TrainStream
+from atoms.cli import main
 from atoms.errors import AtomsError
+from atoms.training import checkpoint
 
 SPEC = replace(LARGER, sites={ODD_SITE: 3, SITE: 8}, splits={"train": 70, "val": 18})  # 4 blocks
 SHARD = shard_path(acts_path("train", SITE), 0)
@@ -307,3 +309,44 @@ def test_a_web_server_is_never_written(published):
 def test_other_settings_are_refused_there_too(far):
     with pytest.raises(AtomsError, match=rf"data\.store={far}: made by other settings \(seed: stored 5, asked 6\)"):
         StoreWriter.open(far, replace(SPEC, seed=6))
+
+
+# --- the commands ----------------------------------------------------------------------------------------------------
+
+
+def final_weights(folder: Path) -> dict[str, torch.Tensor]:
+    (last,) = folder.glob("runs/checkpoints/step-*.ckpt")
+    return torch.load(last, weights_only=True)["state_dict"]
+
+
+def test_harvest_fit_and_validate_there_are_those_here(s3, tiny_bert, text_folder, tmp_path, monkeypatch, capsys):
+    """A store harvested to the object store, and a fit from it: the same bits as from a directory."""
+    monkeypatch.setenv("ATOMS_CACHE", str(tmp_path / "cache"))
+    weights = []
+    for where, store in (("here", "store"), ("there", s3)):
+        Path(where).mkdir()
+        monkeypatch.chdir(tmp_path / where)
+        main([
+            "fit", f"--data.store={store}", f"--data.harvest.model.name={tiny_bert}",
+            "--data.harvest.sites=[mlp_out.1]", "--data.harvest.corpus=atoms.activations.TextFiles", f"--data.harvest.corpus.paths=[{text_folder}]",
+            "--data.harvest.context=30", "--data.batch_size=256", "--data.pool_mib=1", "--model.site=mlp_out.1",
+            "--model.target_l0=2", "--trainer.max_epochs=1", "--trainer.accelerator=cpu", "--trainer.logger=false",
+        ])  # fmt: skip
+        weights.append(final_weights(Path()))
+        monkeypatch.chdir(tmp_path)
+    here, there = weights
+    assert here.keys() == there.keys()
+    for name, value in here.items():
+        assert torch.equal(value, there[name]) if isinstance(value, torch.Tensor) else value == there[name], name
+    out = capsys.readouterr().out
+    (last,) = Path("there").glob("runs/checkpoints/step-*.ckpt")
+    assert checkpoint.read(last)[1].store == s3
+    assert b"hidden-word" not in last.read_bytes()
+    assert not any(b"hidden-word" in (locate(s3) / name).read() for name in locate(s3).files())
+    main(["validate", f"--ckpt_path={last}", "--trainer.accelerator=cpu"])
+    judged = capsys.readouterr().out
+    assert "R² centred, raw" in judged
+    assert next(line for line in judged.splitlines() if "R²" in line) in out
+    main(["store", "verify", s3])
+    main(["store", "ls", s3.rpartition("/")[0]])
+    assert s3 in capsys.readouterr().out
