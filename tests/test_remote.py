@@ -328,9 +328,10 @@ def test_harvest_fit_and_validate_there_are_those_here(s3, tiny_bert, text_folde
         monkeypatch.chdir(tmp_path / where)
         main([
             "fit", f"--data.store={store}", f"--data.harvest.model.name={tiny_bert}",
-            "--data.harvest.sites=[mlp_out.1]", "--data.harvest.corpus=atoms.activations.TextFiles", f"--data.harvest.corpus.paths=[{text_folder}]",
-            "--data.harvest.context=30", "--data.batch_size=256", "--data.pool_mib=1", "--model.site=mlp_out.1",
-            "--model.target_l0=2", "--trainer.max_epochs=1", "--trainer.accelerator=cpu", "--trainer.logger=false",
+            "--data.harvest.sites=[mlp_out.1]", "--data.harvest.corpus=atoms.activations.TextFiles",
+            f"--data.harvest.corpus.paths=[{text_folder}]", "--data.harvest.context=30", "--data.batch_size=256",
+            "--data.pool_mib=1", "--model.site=mlp_out.1", "--model.target_l0=2", "--trainer.max_epochs=1",
+            "--trainer.accelerator=cpu", "--trainer.logger=false",
         ])  # fmt: skip
         weights.append(final_weights(Path()))
         monkeypatch.chdir(tmp_path)
