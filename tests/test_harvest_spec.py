@@ -56,6 +56,10 @@ def test_equal_settings_name_the_same_directory(make):
         {"seed": 1},
         {"val": 0.2},
         {"test": 0.2},
+        {"tokens": "last"},
+        {"special": "bos"},
+        {"packing": True},
+        {"max_tokens": 1000},
     ],
 )
 def test_a_setting_that_rows_depend_on_names_another(make, change):
@@ -146,6 +150,11 @@ def test_widths_need_no_weights(make, monkeypatch):
         ({"batch_tokens": 0}, r"data\.harvest\.batch_tokens is 0"),
         ({"memory_mib": -1}, r"data\.harvest\.memory_mib is -1"),
         ({"dtype": "int8"}, r"data\.harvest\.dtype is int8: give auto or one of float32, float16, bfloat16"),
+        ({"tokens": "first"}, r"data\.harvest\.tokens is first: give one of all, last, subject_last, subject_first"),
+        ({"special": "keep"}, r"data\.harvest\.special is keep: give drop, bos or all"),
+        ({"tokens": "last", "packing": True}, r"data\.harvest\.tokens=last keeps one token .*, and packing=True needs"),
+        ({"tokens": "last", "special": "bos"}, r"data\.harvest\.tokens=last keeps one token .*, and special=bos needs"),
+        ({"max_tokens": 0}, r"data\.harvest\.max_tokens is 0: give at least 1, or null"),
         ({"val": 0.0}, r"data\.harvest\.val=0\.0 and test=0\.1"),
         ({"val": 0.5, "test": 0.5}, r"data\.harvest\.val=0\.5 and test=0\.5"),
         ({"trainer": {"max_steps": 3}}, r"data\.harvest\.trainer sets max_steps: it may only set accelerator, devices"),

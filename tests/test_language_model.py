@@ -35,7 +35,6 @@ from atoms.activations.language_model import (
     pad_batch,
     resolve,
     special_tokens,
-    tokenize,
 )
 from atoms.activations.sites import SiteReader, site_widths
 from atoms.errors import AtomsError
@@ -276,11 +275,11 @@ def test_real_model():
     assert max_context(resolved.config, tokenizer) == 510
 
     texts = ["The cat sat on the mat.", "Short."]
-    inputs, own = pad_batch(tokenize(tokenizer, texts), special, tokenizer.pad_token_id)
+    ids = [np.array(tokenizer(text)["input_ids"], np.int32) for text in texts]
+    inputs = pad_batch(ids, tokenizer.pad_token_id)
     reference = tokenizer(texts, padding=True, return_tensors="pt")
     assert torch.equal(inputs["input_ids"], reference["input_ids"])
     assert torch.equal(inputs["attention_mask"], reference["attention_mask"])
-    assert own.sum(1).tolist() == [7, 2]
 
     model = load_model(resolved)
     names = [f"resid_post.{block}" for block in range(6)]
@@ -288,14 +287,6 @@ def test_real_model():
         rows = reader.read(**inputs)
         states = model(**inputs, output_hidden_states=True).hidden_states
     assert all(torch.equal(rows[name], state) for name, state in zip(names, states[1:], strict=True))
-
-
-def test_tokenize_keeps_whole_documents_without_warning(caplog):
-    tokenizer = word_tokenizer(BERT_TEMPLATE, model_max_length=4)
-    ids = tokenize(tokenizer, iter(["the cat sat on the mat", "", "the dog"]), batch=2)
-    assert [document.tolist() for document in ids] == [[5, 6, 7, 8, 5, 9], [], [5, 3]]
-    assert {document.dtype for document in ids} == {np.dtype(np.int32)}
-    assert not caplog.records
 
 
 @pytest.mark.parametrize(
@@ -310,9 +301,6 @@ def test_special_tokens(template, expected):
     special = special_tokens(word_tokenizer(template))
     assert special == expected
     assert len(special) == len(expected.prefix) + len(expected.suffix)
-    wrapped = special.wrap(np.array([7, 8], dtype=np.int32))
-    assert wrapped.tolist() == [*expected.prefix, 7, 8, *expected.suffix]
-    assert wrapped.dtype == np.int32
 
 
 def test_rejects_ambiguous_special_tokens():
@@ -323,12 +311,10 @@ def test_rejects_ambiguous_special_tokens():
 
 @pytest.mark.parametrize(("pad_id", "filling"), [(9, 9), (None, 0)])
 def test_pad_batch(pad_id, filling):
-    chunks = [np.array([5, 6, 7], dtype=np.int32), np.array([], dtype=np.int32), np.array([8], dtype=np.int32)]
-    inputs, own = pad_batch(chunks, SpecialTokens((1,), (2, 3)), pad_id)
-    f = filling
-    assert inputs["input_ids"].tolist() == [[1, 5, 6, 7, 2, 3], [1, 2, 3, f, f, f], [1, 8, 2, 3, f, f]]
-    assert inputs["attention_mask"].tolist() == [[1] * 6, [1, 1, 1, 0, 0, 0], [1, 1, 1, 1, 0, 0]]
-    assert inputs["input_ids"][own].tolist() == [5, 6, 7, 8]
+    sequences = [np.array(ids, dtype=np.int32) for ids in ([5, 6, 7], [8], [9, 9])]
+    inputs = pad_batch(sequences, pad_id)
+    assert inputs["input_ids"].tolist() == [[5, 6, 7], [8, filling, filling], [9, 9, filling]]
+    assert inputs["attention_mask"].tolist() == [[1, 1, 1], [1, 0, 0], [1, 1, 0]]
     assert {tensor.dtype for tensor in inputs.values()} == {torch.int64}
 
 
@@ -339,10 +325,8 @@ def test_padding_changes_nothing():
     )
     chunks = [np.arange(6, dtype=np.int32), np.arange(2, dtype=np.int32)]
     with torch.no_grad(), SiteReader(model.eval(), ["resid_post.1"]) as reader:
-        inputs, own = pad_batch(chunks, SpecialTokens((), ()), None)
-        together = reader.read(**inputs)["resid_post.1"][own]
-        inputs, own = pad_batch(chunks[1:], SpecialTokens((), ()), None)
-        torch.testing.assert_close(together[6:], reader.read(**inputs)["resid_post.1"][own])
+        together = reader.read(**pad_batch(chunks, None))["resid_post.1"]
+        torch.testing.assert_close(together[1, :2], reader.read(**pad_batch(chunks[1:], None))["resid_post.1"][0])
 
 
 @pytest.mark.parametrize(
@@ -374,11 +358,9 @@ def test_max_context_fits_exactly():
     tokenizer = word_tokenizer(BERT_TEMPLATE)
     model, special = AutoModel.from_config(config).eval(), special_tokens(tokenizer)
     most = max_context(config, tokenizer)
-    inputs, _ = pad_batch([np.full(most, 7, dtype=np.int32)], special, 0)
-    model(**inputs)
-    inputs, _ = pad_batch([np.full(most + 1, 7, dtype=np.int32)], special, 0)
+    model(**pad_batch([np.full(most + len(special), 7, dtype=np.int32)], 0))
     with pytest.raises((IndexError, RuntimeError)):
-        model(**inputs)
+        model(**pad_batch([np.full(most + len(special) + 1, 7, dtype=np.int32)], 0))
 
 
 def test_no_limit_to_context():

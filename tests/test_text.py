@@ -9,9 +9,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from atoms.activations import text
+from atoms.activations import Corpus, text
 from atoms.activations.text import StdlibDocstrings, TextFiles, assign_splits, document_order
 from atoms.errors import AtomsError
+
+
+def plain(corpus: Corpus) -> list[tuple[str, str]]:
+    """Name and text of every document."""
+    return [(document.name, document.text) for document in corpus.documents()]
 
 
 @pytest.fixture
@@ -35,7 +40,7 @@ def library(tmp_path, monkeypatch):
 
 
 def test_docstrings_of_every_definition_in_order(library):
-    assert list(StdlibDocstrings(min_chars=1).documents()) == [
+    assert plain(StdlibDocstrings(min_chars=1)) == [
         ("pkg", "The\npackage."),
         ("pkg.A", "Class A."),
         ("pkg.A.f", "Inner\n\nf."),
@@ -73,9 +78,9 @@ def folder(tmp_path):
 
 def test_folder_glob_and_file(folder):
     whole = [("a.txt", "first\nline"), ("b.txt", "second"), ("sub/c.txt", "third\n\n \nfourth\n---\nfifth")]
-    assert list(TextFiles([str(folder)]).documents()) == whole
-    assert list(TextFiles([f"{folder}/**/*.txt"]).documents()) == whole
-    assert list(TextFiles([f"{folder}/sub/*.md"]).documents()) == [("notes.md", "notes")]
+    assert plain(TextFiles([str(folder)])) == whole
+    assert plain(TextFiles([f"{folder}/**/*.txt"])) == whole
+    assert plain(TextFiles([f"{folder}/sub/*.md"])) == [("notes.md", "notes")]
     # the order is the user's, and no file comes twice
     assert [d.name for d in TextFiles([str(folder / "b.txt"), str(folder)]).documents()] == [
         "b.txt", "a.txt", "sub/c.txt",
@@ -87,7 +92,7 @@ def test_folder_glob_and_file(folder):
     [("", ["third", "fourth\n---\nfifth"]), ("---", ["third\n\n \nfourth", "fifth"])],
 )
 def test_separator(folder, separator, expected):
-    documents = list(TextFiles([str(folder / "sub")], separator=separator).documents())
+    documents = plain(TextFiles([str(folder / "sub")], separator=separator))
     assert documents == [(f"c.txt#{i}", piece) for i, piece in enumerate(expected)]
 
 
@@ -104,7 +109,7 @@ def test_rejects_limit(corpus, limit):
 
 
 def test_rejects_what_cannot_be_read(folder, tmp_path):
-    with pytest.raises(AtomsError, match=r"no text file matches '.*nothing\.txt'"):
+    with pytest.raises(AtomsError, match=r"no \.txt file matches '.*nothing\.txt'"):
         list(TextFiles([str(folder / "nothing.txt")]).documents())
     (tmp_path / "empty").mkdir()
     (tmp_path / "empty" / "e.txt").write_text("  \n")
@@ -115,7 +120,7 @@ def test_rejects_what_cannot_be_read(folder, tmp_path):
         list(TextFiles([str(folder)]).documents())
     broken = tmp_path / "gone"
     broken.mkdir()
-    with pytest.raises(AtomsError, match="no text file matches"):
+    with pytest.raises(AtomsError, match=r"no \.txt file matches"):
         list(TextFiles([str(broken)]).documents())
 
 

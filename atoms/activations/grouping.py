@@ -29,16 +29,23 @@ def mix(values: NDArray[np.uint64]) -> NDArray[np.uint64]:
 
 
 def near_duplicate_groups(
-    documents: Sequence[NDArray[np.int32]], *, shingle: int = SHINGLE, shingles_at_once: int = _SHINGLES_AT_ONCE
+    documents: Sequence[NDArray[np.int32]],
+    *,
+    together: NDArray[np.int64] | None = None,
+    shingle: int = SHINGLE,
+    shingles_at_once: int = _SHINGLES_AT_ONCE,
 ) -> NDArray[np.int64]:
     """Group documents that share a run of ``shingle`` consecutive tokens.
 
-    Groups are the connected components of "shares a run". A document shorter than ``shingle`` is compared whole
-    with other short documents. Memory stays bounded for large corpora: hashes are compared one range at a time,
-    the tokens being hashed again for each range, and the answer does not depend on the number of ranges.
+    Groups are the connected components of "shares a run, or is said to belong together". A document shorter than
+    ``shingle`` is compared whole with other short documents. Memory stays bounded for large corpora: hashes are
+    compared one range at a time, the tokens being hashed again for each range, and the answer does not depend on the
+    number of ranges.
 
     Args:
         documents: Token ids of each document, arrays of shape (tokens,).
+        together: Key of each document, shape (documents,); documents of equal key are in one group whatever they
+            hold. None if nothing is known but the tokens.
         shingle: Length of the shared run, in tokens. Shorter runs glue more documents together.
         shingles_at_once: Hashes held in memory at a time, at about 30 bytes each.
 
@@ -55,7 +62,7 @@ def near_duplicate_groups(
     lengths = np.array([len(tokens) for tokens in documents], dtype=np.int64)
     runs = int(np.maximum(lengths - shingle + 1, 1).sum())
     ranges = -(-runs // shingles_at_once)
-    labels = np.arange(len(documents))
+    labels = np.arange(len(documents)) if together is None else np.unique(together, return_inverse=True)[1]
     for part in range(ranges):
         keys, owners = _shingles_in_range(documents, fingerprints, shingle, part, ranges)
         labels = _merge(labels, keys, owners)

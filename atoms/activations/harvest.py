@@ -26,17 +26,19 @@ from atoms.activations.language_model import (
     load_model,
     load_tokenizer,
     max_context,
+    meta_model,
     pad_batch,
     special_tokens,
-    tokenize,
 )
 from atoms.activations.location import Location
 from atoms.activations.lock import StoreLock
 from atoms.activations.moments_writer import MomentsWriter
 from atoms.activations.plan import Block, RowPlan
+from atoms.activations.sequences import Cut, Frame, Sequences
 from atoms.activations.sites import SiteReader
 from atoms.activations.spec import STORAGE, StoreSpec, stored_spec
 from atoms.activations.text import assign_splits, document_order
+from atoms.activations.tokenised import tokenise
 from atoms.activations.writer import StoreWriter
 from atoms.errors import AtomsError
 from atoms.progress import Meter, duration, size
@@ -48,7 +50,6 @@ class ForwardBatch:
     Args:
         block: The block they belong to.
         members: Indices of the sequences within the block, shape ``(B,)``.
-        special: Special tokens around a sequence.
         pad_id: The tokenizer's padding id, if it has one.
         last: Whether the block is whole after this batch.
 
@@ -58,15 +59,13 @@ class ForwardBatch:
         slots: Where those rows go in the block, in the order of ``kept``'s true entries.
     """
 
-    def __init__(
-        self, block: Block, members: NDArray[np.int64], special: SpecialTokens, pad_id: int | None, last: bool
-    ) -> None:
+    def __init__(self, block: Block, members: NDArray[np.int64], pad_id: int | None, last: bool) -> None:
         self.block, self.last = block, last
-        self.inputs, own = pad_batch([block.sequence(member) for member in members], special, pad_id)
-        # A sequence that straddles the block's border is read whole; only its tokens on this side are kept.
-        place = torch.arange(own.shape[1]) - len(special.prefix)
-        first, stop = (torch.from_numpy(bound[members])[:, None] for bound in (block.first, block.stop))
-        self.kept = own & (place >= first) & (place < stop)
+        self.inputs = pad_batch([block.sequence(member) for member in members], pad_id)
+        kept = np.zeros(self.inputs["input_ids"].shape, bool)
+        for row, member in zip(kept, members, strict=True):
+            row[block.places(member)] = True
+        self.kept = torch.from_numpy(kept)
         self.slots = torch.from_numpy(np.concatenate([block.slots_of(member) for member in members]))
 
     def to(self, device: torch.device) -> "ForwardBatch":
@@ -76,14 +75,11 @@ class ForwardBatch:
         return self
 
 
-def forward_batches(
-    block: Block, special: SpecialTokens, pad_id: int | None, batch_tokens: int
-) -> Iterator[ForwardBatch]:
+def forward_batches(block: Block, pad_id: int | None, batch_tokens: int) -> Iterator[ForwardBatch]:
     """Cut a block into batches of sequences of similar length, padded tokens counted.
 
     Args:
         block: The block.
-        special: Special tokens around a sequence.
         pad_id: The tokenizer's padding id, if it has one.
         batch_tokens: Most tokens of a batch; a longer single sequence still makes one.
     """
@@ -91,23 +87,20 @@ def forward_batches(
     start = 0
     while start < len(order):
         # Sorted from the longest, so the first sequence of a batch sets its padded length.
-        count = max(1, batch_tokens // (int(block.length[order[start]]) + len(special)))
-        yield ForwardBatch(block, order[start : start + count], special, pad_id, last=start + count >= len(order))
+        count = max(1, batch_tokens // int(block.length[order[start]]))
+        yield ForwardBatch(block, order[start : start + count], pad_id, last=start + count >= len(order))
         start += count
 
 
 class _Batches(IterableDataset[ForwardBatch]):
     """The forward batches of the blocks a rank still has to write."""
 
-    def __init__(
-        self, plan: RowPlan, spans: list[Span], special: SpecialTokens, pad_id: int | None, batch_tokens: int
-    ) -> None:
-        self.plan, self.spans = plan, spans
-        self.special, self.pad_id, self.batch_tokens = special, pad_id, batch_tokens
+    def __init__(self, plan: RowPlan, spans: list[Span], pad_id: int | None, batch_tokens: int) -> None:
+        self.plan, self.spans, self.pad_id, self.batch_tokens = plan, spans, pad_id, batch_tokens
 
     def __iter__(self) -> Iterator[ForwardBatch]:
         for span in self.spans:
-            yield from forward_batches(self.plan.block(span), self.special, self.pad_id, self.batch_tokens)
+            yield from forward_batches(self.plan.block(span), self.pad_id, self.batch_tokens)
 
 
 class HarvestModule(L.LightningModule):
@@ -118,7 +111,7 @@ class HarvestModule(L.LightningModule):
         plan: Where every row will live.
         spec: The store to write.
         path: Where.
-        tokenizer: Its tokenizer, for the special tokens around a sequence.
+        pad_id: The tokenizer's padding id, if it has one.
         batch_tokens: Most tokens of one forward.
         facts: What is noted in the finished store beside its identity.
     """
@@ -129,14 +122,13 @@ class HarvestModule(L.LightningModule):
         plan: RowPlan,
         spec: StoreSpec,
         path: Location,
-        tokenizer: PreTrainedTokenizerBase,
+        pad_id: int | None,
         batch_tokens: int,
         facts: dict[str, Any],
     ) -> None:
         super().__init__()
         self.resolved, self.plan, self.spec, self.path = resolved, plan, spec, path
-        self.special, self.pad_id = special_tokens(tokenizer), tokenizer.pad_token_id
-        self.batch_tokens, self.facts = batch_tokens, facts
+        self.pad_id, self.batch_tokens, self.facts = pad_id, batch_tokens, facts
         self.running = ExitStack()
         """Hooks and progress bar while the model runs; whoever runs the trainer closes it, also after a failure."""
 
@@ -169,7 +161,7 @@ class HarvestModule(L.LightningModule):
         return DataLoader(self._batches(self.spans), batch_size=None, num_workers=0)
 
     def _batches(self, spans: list[Span]) -> _Batches:
-        return _Batches(self.plan, spans, self.special, self.pad_id, self.batch_tokens)
+        return _Batches(self.plan, spans, self.pad_id, self.batch_tokens)
 
     def on_predict_start(self) -> None:
         """Say how long it will take, measured on one batch."""
@@ -273,21 +265,34 @@ def _prepare(settings: HarvestSpec, path: Location) -> HarvestModule:
             f"beside its special ones: set it to {longest} or less"
         )
     widths = settings.widths()
-    special = _special_ids(tokenizer)
-    tokens = tokenize(tokenizer, (document.text for document in settings.corpus.documents()))
-    # Text may spell a special token; its row would be a special token's all the same.
-    tokens = [document[~np.isin(document, special)] for document in tokens]
-    if not any(len(document) for document in tokens):
-        raise AtomsError(
-            f"data.harvest.corpus: the tokenizer of {settings.model.name} makes no tokens of these {len(tokens)} texts "
-            "but special ones: check the text"
-        )
-    groups = near_duplicate_groups(tokens)
-    lengths = np.array([len(document) for document in tokens])
+    if settings.packing:
+        _check_causal(settings, tokenizer)
+    text = tokenise(
+        settings.corpus,
+        tokenizer,
+        tokens=settings.tokens,
+        keep_special=settings.special == "all",
+        max_tokens=settings.max_tokens,
+        vocabulary=getattr(resolved.config.get_text_config(), "vocab_size", None),
+    )
+    frame = _frame(settings, text.special, tokenizer)
+    held = np.flatnonzero(text.rows)  # what leaves no row must not tie together what does
+    groups = near_duplicate_groups([text.compared[i] for i in held.tolist()], together=text.together[held])
     shares = {"train": 1 - settings.val - settings.test, "val": settings.val, "test": settings.test}
-    dealt = assign_splits(groups, lengths, shares, settings.seed)
-    splits = {split: document_order(dealt.documents(split), settings.seed) for split in shares}
-    rows = RowPlan.count(tokens, splits)
+    dealt = assign_splits(groups, text.rows[held], shares, settings.seed)
+    how: Cut = "packed" if settings.packing else "pieces" if settings.tokens == "all" else "windows"
+    splits = {
+        split: Sequences.cut(
+            text.ids,
+            document_order(held[dealt.documents(split)], settings.seed),
+            context=settings.context,
+            keep=text.keep,
+            how=how,
+            frame=frame,
+        )
+        for split in shares
+    }
+    rows = {split: sequences.rows for split, sequences in splits.items()}
     row_bytes = [width * STORAGE[settings.storage][0].itemsize for width in widths.values()]
     # A block is held as the model computes it, and when written also as it is stored if the types differ.
     held_bytes = sum(widths.values()) * getattr(torch, settings.compute_dtype).itemsize
@@ -296,21 +301,21 @@ def _prepare(settings: HarvestSpec, path: Location) -> HarvestModule:
     memory = settings.memory_mib * 2**20 * sum(row_bytes) // held_bytes
     # A store begun with another memory setting is continued on the grid it has.
     grid = stored.grid if stored else Grid.choose(row_bytes, rows, memory)
-    plan = RowPlan(tokens, splits, context=settings.context, grid=grid, seed=settings.seed)
+    plan = RowPlan(splits, grid=grid, seed=settings.seed)
     spec = StoreSpec(widths, settings.storage, plan.n_rows, grid, settings.seed, settings.identity)
     block_bytes = min(grid.block_rows, max(rows.values())) * held_bytes
     free = path.free()
     for line in (
         f"harvest  {settings.model.name}: {', '.join(f'{site} ({width})' for site, width in widths.items())}",
-        f"text     {len(tokens):,} documents in {len(np.unique(groups)):,} groups, {sum(rows.values()):,} tokens "
-        f"({', '.join(f'{split} {count:,}' for split, count in rows.items())})",
-        *(f"note     {warning}" for warning in dealt.warnings),
+        f"text     {len(text.ids):,} documents in {len(np.unique(groups)):,} groups, {text.n_tokens:,} tokens",
+        f"rows     {sum(rows.values()):,} ({', '.join(f'{split} {count:,}' for split, count in rows.items())})",
+        *(f"note     {note}" for note in (*text.notes, *dealt.warnings)),
         f"disk     {size(spec.disk_bytes)} in {path}" + ("" if free is None else f" ({size(free)} free)"),
         f"memory   {size(block_bytes)} a rank for a block of rows, beside the model",
     ):
         announce(line)
     facts = {
-        "documents": len(tokens),
+        "documents": len(text.ids),
         "groups": len(np.unique(groups)),
         "splits": {
             split: {"documents": len(documents), "groups": len(np.unique(groups[documents]))}
@@ -319,16 +324,37 @@ def _prepare(settings: HarvestSpec, path: Location) -> HarvestModule:
         },
         "model_path": str(resolved.path),
     }
-    return HarvestModule(resolved, plan, spec, path, tokenizer, settings.batch_tokens, facts)
+    return HarvestModule(resolved, plan, spec, path, tokenizer.pad_token_id, settings.batch_tokens, facts)
 
 
-def _special_ids(tokenizer: PreTrainedTokenizerBase) -> NDArray[np.int32]:
-    """Ids that stand for no text. The unknown token does, unless it plays another part too, as in GPT-2."""
-    roles = tokenizer.special_tokens_map
-    unknown = roles.get("unk_token")
-    parts = [token for role, token in roles.items() if role != "unk_token"]
-    names = [token for token in tokenizer.all_special_tokens if token != unknown or token in parts]
-    return np.array(tokenizer.convert_tokens_to_ids(names), np.int32)
+def _check_causal(settings: HarvestSpec, tokenizer: PreTrainedTokenizerBase) -> None:
+    """Refuse to pack for a model in which a document would be read in the light of the next."""
+    modules = meta_model(settings.resolved).modules()
+    if any(getattr(module, "is_causal", None) is False for module in modules) or special_tokens(tokenizer).suffix:
+        raise AtomsError(
+            f"data.harvest.packing: {settings.model.name} reads in both directions, so that a document would be read "
+            "in the light of the next; leave packing out"
+        )
+
+
+def _frame(settings: HarvestSpec, special: SpecialTokens, tokenizer: PreTrainedTokenizerBase) -> Frame:
+    """The special tokens of a sequence, and which of them leave rows."""
+    if settings.special == "bos" and not special.prefix:
+        raise AtomsError(
+            f"data.harvest.special=bos, but {settings.model.name} reads this corpus without a special token in front: "
+            "set it to drop"
+        )
+    separator: tuple[int, ...] = ()
+    if settings.packing:
+        end = tokenizer.eos_token_id
+        # What a model was trained on: the end of the text, then whatever is in front of every text.
+        separator = special.prefix if end is None or end in special.prefix else (end, *special.prefix)
+        if not separator:
+            raise AtomsError(
+                f"data.harvest.packing: the tokenizer of {settings.model.name} has no token that ends a text; leave "
+                "packing out"
+            )
+    return Frame(special.prefix, special.suffix, separator, settings.special)
 
 
 @contextmanager

@@ -2,17 +2,18 @@
 
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import torch
 
+from atoms.activations.corpus import Corpus
 from atoms.activations.grouping import SHINGLE
 from atoms.activations.identity import digest_of
 from atoms.activations.language_model import ModelSpec, ResolvedModel, meta_model, resolve
 from atoms.activations.location import Location, locate
 from atoms.activations.sites import site_widths
 from atoms.activations.spec import STORAGE
-from atoms.activations.text import Corpus
+from atoms.activations.tokenised import Selection
 from atoms.errors import AtomsError
 
 PLACE = ("accelerator", "devices", "num_nodes", "strategy")
@@ -21,9 +22,9 @@ PLACE = ("accelerator", "devices", "num_nodes", "strategy")
 
 @dataclass
 class HarvestSpec:
-    """Run a language model over a corpus and keep what its sites show, one row per token.
+    """Run a language model over a corpus and keep what its sites show, one row per chosen token.
 
-    Special and padding tokens are run, as the model expects them, and leave no row.
+    Special tokens are run as the model expects them, and padding is masked; neither leaves a row by default.
     """
 
     model: ModelSpec
@@ -36,6 +37,15 @@ class HarvestSpec:
     """Directory, or URL of a prefix, under which stores are kept."""
     context: int = 128
     """Longest sequence in tokens, special tokens not counted."""
+    tokens: Selection = "all"
+    """Tokens of a document that leave a row: all, the last, or the last or first of its subject. A document too long
+    for the context is then cut to the part that ends with that token."""
+    special: Literal["drop", "bos", "all"] = "drop"
+    """Special tokens that leave rows: none; bos, those in front of every sequence; or all, role markers too."""
+    packing: bool = False
+    """Fill sequences with several documents of a split, an end-of-text token between them. Causal models only."""
+    max_tokens: int | None = None
+    """Read no further document of the corpus once this many tokens were read; null reads all."""
     dtype: Literal["auto", "float32", "float16", "bfloat16"] = "auto"
     """Type rows are stored in; auto is the type the model computes in."""
     val: float = 0.1
@@ -62,6 +72,20 @@ class HarvestSpec:
                 raise AtomsError(f"data.harvest.{name} is {getattr(self, name)}: give at least 1")
         if self.dtype not in ("auto", *STORAGE):
             raise AtomsError(f"data.harvest.dtype is {self.dtype}: give auto or one of {', '.join(STORAGE)}")
+        if self.tokens not in get_args(Selection):
+            raise AtomsError(f"data.harvest.tokens is {self.tokens}: give one of {', '.join(get_args(Selection))}")
+        if self.special not in ("drop", "bos", "all"):
+            raise AtomsError(f"data.harvest.special is {self.special}: give drop, bos or all")
+        if self.tokens != "all" and (self.packing or self.special != "drop"):
+            other = "packing=True" if self.packing else f"special={self.special}"
+            raise AtomsError(
+                f"data.harvest.tokens={self.tokens} keeps one token of each document, and {other} needs all: "
+                "set data.harvest.tokens to all, or leave the other out"
+            )
+        if self.max_tokens is not None and self.max_tokens < 1:
+            raise AtomsError(
+                f"data.harvest.max_tokens is {self.max_tokens}: give at least 1, or null for the whole corpus"
+            )
         if unknown := sorted(self.trainer.keys() - set(PLACE)):
             raise AtomsError(f"data.harvest.trainer sets {', '.join(unknown)}: it may only set {', '.join(PLACE)}")
         if not (0 < self.val < 1 and 0 < self.test < 1 and self.val + self.test < 1):
@@ -103,6 +127,10 @@ class HarvestSpec:
             "corpus_settings": self.corpus.describe(),
             "sites": self.sites,
             "context": self.context,
+            "tokens": self.tokens,
+            "special": self.special,
+            "packing": self.packing,
+            "max_tokens": self.max_tokens,
             "dtype": self.storage,
             "shares": {"val": self.val, "test": self.test},
             "shingle": SHINGLE,

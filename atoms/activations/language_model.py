@@ -9,11 +9,10 @@ import difflib
 import fnmatch
 import hashlib
 import importlib.util
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from copy import deepcopy
 from dataclasses import dataclass
-from itertools import islice
 from pathlib import Path
 from typing import Any, Literal
 
@@ -30,7 +29,9 @@ from atoms.errors import AtomsError
 
 _PACKAGE = "package:"
 _WEIGHTS = "model.safetensors"
-_DECISIVE = ("*.safetensors", "config.json", "tokenizer*", "vocab*", "merges.txt", "special_tokens_map.json")
+_DECISIVE = (
+    "*.safetensors", "config.json", "tokenizer*", "vocab*", "merges.txt", "special_tokens_map.json", "chat_template*",
+)  # fmt: skip
 _HUB_TIMEOUT = 10.0  # seconds
 _OFFSET_POSITIONS = {"roberta", "xlm-roberta", "xlm-roberta-xl", "camembert", "mpnet", "longformer", "data2vec-text"}
 
@@ -142,26 +143,6 @@ def meta_model(resolved: ResolvedModel) -> PreTrainedModel:
     return _prepare(model)
 
 
-def tokenize(tokenizer: PreTrainedTokenizerBase, texts: Iterable[str], batch: int = 1000) -> list[NDArray[np.int32]]:
-    """Token ids of each text, whole and without special tokens.
-
-    Args:
-        tokenizer: Any Hugging Face tokenizer.
-        texts: One string per document.
-        batch: Documents tokenised at a time.
-
-    Returns:
-        One array of shape (tokens,) per document.
-    """
-    documents: list[NDArray[np.int32]] = []
-    texts = iter(texts)
-    while block := list(islice(texts, batch)):
-        # verbose=False: documents longer than the model's context are cut later, so the warning does not apply
-        ids = tokenizer(block, add_special_tokens=False, truncation=False, verbose=False)["input_ids"]
-        documents.extend(np.array(document, dtype=np.int32) for document in ids)
-    return documents
-
-
 @dataclass(frozen=True)
 class SpecialTokens:
     """What a model expects around a chunk of text: ``[CLS] … [SEP]`` for BERT, a leading BOS for Llama."""
@@ -173,10 +154,6 @@ class SpecialTokens:
 
     def __len__(self) -> int:
         return len(self.prefix) + len(self.suffix)
-
-    def wrap(self, ids: NDArray[np.int32]) -> NDArray[np.int32]:
-        """The chunk with its special tokens, shape (tokens + len(self),)."""
-        return np.concatenate([self.prefix, ids, self.suffix]).astype(np.int32)
 
 
 def special_tokens(tokenizer: PreTrainedTokenizerBase) -> SpecialTokens:
@@ -197,30 +174,22 @@ def special_tokens(tokenizer: PreTrainedTokenizerBase) -> SpecialTokens:
     return SpecialTokens(tuple(dressed[:start]), tuple(dressed[start + len(bare) :]))
 
 
-def pad_batch(
-    chunks: Sequence[NDArray[np.int32]], special: SpecialTokens, pad_id: int | None
-) -> tuple[dict[str, torch.Tensor], torch.Tensor]:
-    """Stack chunks of text into one batch, wrapped in special tokens and padded on the right.
+def pad_batch(sequences: Sequence[NDArray[np.int32]], pad_id: int | None) -> dict[str, torch.Tensor]:
+    """Stack sequences into one batch, padded on the right.
 
     Args:
-        chunks: Token ids, arrays of shape (tokens,).
-        special: The model's special tokens.
+        sequences: Token ids, special ones included, arrays of shape (tokens,).
         pad_id: The tokenizer's padding id; without one, 0 is used and masked like any other padding.
 
     Returns:
-        ``input_ids`` and ``attention_mask``, int64 of shape (batch, sequence), and a boolean mask of the same shape
-        that selects the chunks' own tokens, in order.
+        ``input_ids`` and ``attention_mask``, int64 of shape (batch, sequence).
     """
-    lengths = torch.tensor([len(chunk) for chunk in chunks])
-    width = int(lengths.max()) + len(special)
-    input_ids = torch.full((len(chunks), width), pad_id or 0)
-    for row, chunk in zip(input_ids, chunks, strict=True):
-        row[: len(chunk) + len(special)] = torch.from_numpy(special.wrap(chunk))
-    position = torch.arange(width)
-    attention_mask = (position < (lengths + len(special))[:, None]).long()
-    first = len(special.prefix)
-    own = (position >= first) & (position < (first + lengths)[:, None])
-    return {"input_ids": input_ids, "attention_mask": attention_mask}, own
+    lengths = torch.tensor([len(sequence) for sequence in sequences])
+    width = int(lengths.max())
+    input_ids = torch.full((len(sequences), width), pad_id or 0)
+    for row, sequence in zip(input_ids, sequences, strict=True):
+        row[: len(sequence)] = torch.from_numpy(sequence)
+    return {"input_ids": input_ids, "attention_mask": (torch.arange(width) < lengths[:, None]).long()}
 
 
 def max_context(config: PretrainedConfig, tokenizer: PreTrainedTokenizerBase) -> int | None:

@@ -1,28 +1,24 @@
 """Where the text comes from, and which documents are held out.
 
-A `Corpus` yields named documents in a fixed order and knows the digest of their content. `assign_splits` deals
-whole groups of near-duplicates (see `grouping`) to the splits, so that nothing held out was also trained on.
+`StdlibDocstrings` and `TextFiles` are corpora of plain text. `assign_splits` deals whole groups of near-duplicates (see
+`grouping`) to the splits, so that nothing held out was also trained on.
 """
 
 import ast
-import glob
-import hashlib
 import inspect
-import json
 import re
 import sysconfig
 import warnings
-from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
-from itertools import islice, takewhile
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from atoms.activations.corpus import Corpus, Document, at_most, check_limit, corpus_files
 from atoms.activations.grouping import mix
 from atoms.errors import AtomsError
 
@@ -31,44 +27,6 @@ FRACTIONS = {"train": 0.8, "val": 0.1, "test": 0.1}
 
 _TOLERANCE = 0.2  # a split this far from its share, relative to it, is worth a word
 _NOT_LIBRARY = {"site-packages", "dist-packages", "test", "tests", "idle_test", "__pycache__"}
-
-
-class Document(NamedTuple):
-    """A piece of text that is read by the language model on its own."""
-
-    name: str
-    """Where it comes from, for people; need not be unique."""
-    text: str
-
-
-class Corpus(ABC):
-    """Documents in a fixed order, the same on every machine that holds the same text."""
-
-    @abstractmethod
-    def documents(self) -> Iterator[Document]:
-        """Yield every document, in an order that depends on nothing but the corpus.
-
-        Raises:
-            AtomsError: If there is no document, or one cannot be read.
-        """
-
-    @abstractmethod
-    def settings(self) -> dict[str, Any]:
-        """Plain values that decide what is extracted, without anything that depends on the machine."""
-
-    def digest(self) -> str:
-        """Hexadecimal sha256 of the settings and of every document's name and text, in order."""
-        header = json.dumps([type(self).__name__, self.settings()], sort_keys=True)
-        content = hashlib.sha256(header.encode())
-        for document in self.documents():
-            for part in document:
-                data = part.encode()
-                content.update(len(data).to_bytes(8, "little") + data)
-        return content.hexdigest()
-
-    def describe(self) -> dict[str, Any]:
-        """Plain values that say which corpus this is, for a manifest or a report."""
-        return {"corpus": type(self).__name__, **self.settings()}
 
 
 class StdlibDocstrings(Corpus):
@@ -123,7 +81,7 @@ class TextFiles(Corpus):
         return {"separator": self.separator, "limit": self.limit}
 
     def _documents(self) -> Iterator[Document]:
-        for name, file in self._files():
+        for name, file in corpus_files(self.paths, {".txt"}):
             for number, text in enumerate(self._pieces(_read(file))):
                 yield Document(name if self.separator is None else f"{name}#{number}", text)
 
@@ -133,31 +91,6 @@ class TextFiles(Corpus):
         if self.separator is not None:
             pieces = re.split(rf"^[ \t]*{re.escape(self.separator)}[ \t]*$", text, flags=re.MULTILINE)
         return [piece.strip() for piece in pieces if piece.strip()]
-
-    def _files(self) -> list[tuple[str, Path]]:
-        """Every file once, with its name relative to what was asked for."""
-        files: dict[Path, str] = {}
-        for path in self.paths:
-            root, matches = _matches(path)
-            if not matches:
-                raise AtomsError(
-                    f"data.harvest.corpus.paths: no text file matches {path!r}; give a file, folder or glob"
-                )
-            for name in sorted(match.relative_to(root).as_posix() for match in matches):
-                files.setdefault((root / name).resolve(), name)
-        return [(name, file) for file, name in files.items()]
-
-
-def _matches(path: str) -> tuple[Path, list[Path]]:
-    """The folder that names are relative to, and the files that ``path`` stands for."""
-    given = Path(path).expanduser()
-    if given.is_dir():
-        return given, [file for file in given.rglob("*.txt") if file.is_file()]
-    if given.is_file():
-        return given.parent, [given]
-    fixed = Path(*takewhile(lambda part: not glob.has_magic(part), given.parts[:-1]))
-    found = map(Path, glob.glob(str(given), recursive=True))
-    return fixed, [file for file in found if file.is_file()]
 
 
 def _read(file: Path) -> str:
@@ -215,24 +148,6 @@ def _definitions(
             yield from _definitions(child, f"{name}.{child.name}")
         elif isinstance(child, ast.stmt | ast.ExceptHandler | ast.match_case):
             yield from _definitions(child, name)
-
-
-def check_limit(limit: int | None) -> None:
-    """Refuse a limit that leaves nothing."""
-    if limit is not None and limit < 1:
-        raise AtomsError(
-            f"data.harvest.corpus.limit must be at least 1, got {limit}; leave it out to keep every document"
-        )
-
-
-def at_most(limit: int | None, documents: Iterable[Document], complaint: str) -> Iterator[Document]:
-    """The first ``limit`` documents; no document at all is the user's mistake."""
-    count = 0
-    for document in islice(documents, limit):
-        count += 1
-        yield document
-    if count == 0:
-        raise AtomsError(f"{complaint}; there is nothing to harvest")
 
 
 @dataclass(frozen=True)
