@@ -134,7 +134,8 @@ class ObjectLocation(Location):
         with self._errors():
             found = obstore.get(self.client.store, self.key)
             meta = found.meta
-            return bytes(found.bytes()), meta["last_modified"].timestamp(), (meta["e_tag"], meta["version"])
+            version = {key: meta[key] for key in ("e_tag", "version") if meta[key] is not None}  # type: ignore[literal-required]
+            return bytes(found.bytes()), meta["last_modified"].timestamp(), version
 
     def files(self, limit: int | None = None) -> dict[str, int] | None:  # noqa: D102
         if not self.writable:
@@ -166,9 +167,8 @@ class ObjectLocation(Location):
         return True
 
     def refresh(self, content: bytes, version: Any) -> None:  # noqa: D102
-        e_tag, number = version
         try:
-            self._put(content, mode={"e_tag": e_tag, "version": number}, use_multipart=False)
+            self._put(content, mode=version, use_multipart=False)
         except (PreconditionError, FileNotFoundError):
             return  # someone else's by now
 

@@ -178,4 +178,7 @@ def _state(place: Location, spec: StoreSpec) -> str:
 
 
 def _show(table: Table) -> None:
-    Console(soft_wrap=True, highlight=False).print(table)
+    console = Console(highlight=False)
+    if not console.is_terminal:
+        console.width = 1000  # a file or a pipe wants a line per row
+    console.print(table)
