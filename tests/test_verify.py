@@ -90,7 +90,7 @@ def everything(path: Path) -> list:
 
 
 def test_nothing_spoiled_is_read_as_data_and_everything_is_reported(own):
-    """Each kind of file in each kind of way; tests/campaigns does it a thousand times."""
+    """Each kind of file in each kind of way."""
     expected = everything(own)
     draw = random.Random(0)
     names = sorted(locate(own).files())

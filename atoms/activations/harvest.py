@@ -30,7 +30,7 @@ from atoms.activations.language_model import (
     pad_batch,
     special_tokens,
 )
-from atoms.activations.location import Location
+from atoms.activations.location import Location, Where, locate
 from atoms.activations.lock import StoreLock
 from atoms.activations.moments_writer import MomentsWriter
 from atoms.activations.plan import Block, RowPlan
@@ -228,7 +228,7 @@ class HarvestModule(L.LightningModule):
         del self.model, self.reader
 
 
-def harvest(settings: HarvestSpec, path: Location, trainer_settings: dict[str, Any]) -> None:
+def harvest(settings: HarvestSpec, path: Where, trainer_settings: dict[str, Any]) -> None:
     """Harvest into ``path``, going on where an earlier try ended. Every rank calls it, outside any running trainer.
 
     Args:
@@ -240,8 +240,9 @@ def harvest(settings: HarvestSpec, path: Location, trainer_settings: dict[str, A
         AtomsError: For whatever stands in the way. Blocks already written stay and are taken up again.
     """
     first = rank_zero_only.rank == 0  # type: ignore[attr-defined]
-    with StoreLock(path) if first else nullcontext():
-        module = _prepare(settings, path)
+    place = locate(path)
+    with StoreLock(place) if first else nullcontext():
+        module = _prepare(settings, place)
         trainer = L.Trainer(
             **{**trainer_settings, **settings.trainer},
             logger=False,
