@@ -11,6 +11,7 @@ from uuid import uuid4
 
 import pytest
 import torch
+from families import tiny
 from mlflow.entities import Run
 from mlflow.tracking import MlflowClient
 from servers import S3, Server, environment, make_bucket, running
@@ -45,18 +46,33 @@ def _own_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)  # MLflow sets it for the rest of the process
 
 
-def _tokenizer(folder: Path, bert: bool) -> None:
-    special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]"] if bert else ["[UNK]"]
-    vocabulary = {word: i for i, word in enumerate([*special, "the", *WORDS])}
+def _tokenizer(folder: Path, special: str | None = None) -> None:
+    """Words are tokens; special ones stand around a text as in BERT (``bert``), before it (``bos``), or nowhere."""
+    tokens = {"bert": ["[PAD]", "[UNK]", "[CLS]", "[SEP]"], "bos": ["[PAD]", "[BOS]", "[UNK]"], None: ["[UNK]"]}[
+        special
+    ]
+    vocabulary = {word: i for i, word in enumerate([*tokens, "the", *WORDS])}
     tokenizer = Tokenizer(WordLevel(vocabulary, unk_token="[UNK]"))
     tokenizer.pre_tokenizer = Whitespace()
-    names = {"unk_token": "[UNK]"}
-    if bert:
-        tokenizer.post_processor = TemplateProcessing(
-            single="[CLS] $A [SEP]", special_tokens=[("[CLS]", 2), ("[SEP]", 3)]
-        )
-        names |= {"pad_token": "[PAD]", "cls_token": "[CLS]", "sep_token": "[SEP]"}
+    if special is not None:
+        template = "[CLS] $A [SEP]" if special == "bert" else "[BOS] $A"
+        around = [(token, vocabulary[token]) for token in template.split() if token in vocabulary]
+        tokenizer.post_processor = TemplateProcessing(single=template, special_tokens=around)
+    names = {f"{token.strip('[]').lower()}_token": token for token in tokens}
     PreTrainedTokenizerFast(tokenizer_object=tokenizer, **names).save_pretrained(folder)
+
+
+@pytest.fixture
+def tiny_folder(tmp_path: Path) -> Callable[..., Path]:
+    """Make a tiny model of any family with its tokenizer in a folder; keywords change its configuration."""
+
+    def make(family: str, special: str | None = "bos", **changes: object) -> Path:
+        folder = tmp_path / family
+        tiny(family, vocab_size=len(WORDS) + 5, **changes).save_pretrained(folder)
+        _tokenizer(folder, special)
+        return folder
+
+    return make
 
 
 @pytest.fixture(scope="session")
@@ -69,7 +85,7 @@ def tiny_bert(tmp_path_factory: pytest.TempPathFactory) -> Path:
         max_position_embeddings=64, initializer_range=0.5,
     )  # fmt: skip
     BertModel(config, add_pooling_layer=False).save_pretrained(folder)
-    _tokenizer(folder, bert=True)
+    _tokenizer(folder, "bert")
     return folder
 
 
@@ -83,7 +99,7 @@ def tiny_gpt2(tmp_path_factory: pytest.TempPathFactory) -> Path:
         bos_token_id=0, eos_token_id=0,
     )  # fmt: skip
     GPT2Model(config).save_pretrained(folder)
-    _tokenizer(folder, bert=False)
+    _tokenizer(folder)
     return folder
 
 

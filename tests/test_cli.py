@@ -1,5 +1,6 @@
 """What the ``atoms`` command says of itself, and of whatever it cannot do."""
 
+import json
 import os
 import shutil
 import signal
@@ -9,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+from conftest import WORDS
 from mlflow.tracking import MlflowClient
 
 import atoms
@@ -52,7 +54,7 @@ def refused(capsys):
 def test_usage_names_every_command(words, capsys):
     main(words)
     said = capsys.readouterr().out
-    for command in ("cache", "fit", "validate", "test", "predict"):
+    for command in ("cache", "fit", "validate", "test", "predict", "sites"):
         assert f"  atoms {command}" in said
 
 
@@ -69,6 +71,7 @@ def test_version(capsys):
         ("validate", "--ckpt_path"),
         ("test", "--ckpt_path"),
         ("predict", "--output"),
+        ("sites", "--modules"),
     ],
 )
 def test_help_of_every_command(command, setting, capsys):
@@ -276,34 +279,99 @@ class TestCheckpoints:
 
 # ---------------------------------------------------------------------------------------------- configs
 
+FACTS = ("gemma-2-2b", "gemma-2-9b", "llama-3.1-8b")
+# A tiny model of the family with as many blocks as the config is written for, so that its sites are run as they are.
 TINY = {
-    "planted.yaml": ["--data.planted.rows=2000", "--data.batch_size=128"],
-    "quickstart.yaml": ["--data.harvest.sites=[resid_post.1, mlp_out.1]", "--model.site=resid_post.1"],
-    "gpt2.yaml": ["--data.harvest.sites=[resid_post.1, mlp_out.1]", "--model.site=resid_post.1"],
+    "quickstart": ("bert", {"special": "bert", "num_hidden_layers": 6}),
+    "gpt2": ("gpt2", {"special": None, "n_layer": 12}),
+    "gemma-2-2b": ("gemma2", {"num_hidden_layers": 26}),
+    "gemma-2-9b": ("gemma2", {"num_hidden_layers": 42}),
+    "llama-3.1-8b": ("llama", {"num_hidden_layers": 32}),
+    "pythia-70m": ("gpt_neox", {"num_hidden_layers": 6, "special": None}),
+    "pythia-160m": ("gpt_neox", {"num_hidden_layers": 12, "special": None}),
+    "qwen3": ("qwen3", {"num_hidden_layers": 28, "special": None}),
 }
 
 
-@pytest.mark.parametrize("config", sorted(path.name for path in CONFIGS.glob("*.yaml")))
-def test_configs_parse_and_run_tiny(config, request, text_folder, database, capsys):
-    words = ["fit", f"--config={CONFIGS / config}"]
-    if config != "planted.yaml":
-        model = request.getfixturevalue("tiny_bert" if config == "quickstart.yaml" else "tiny_gpt2")
+@pytest.fixture
+def facts(tmp_path):
+    """A file in CounterFact's format: 200 subjects of two words, a prompt and a paraphrase about each."""
+    records = []
+    for case in range(200):
+        subject = f"{WORDS[case]} {WORDS[case * 7 % 200]}"
+        rewrite = {"prompt": f"the {WORDS[case * 3 % 200]} of {{}} the", "subject": subject}
+        paraphrase = f"{WORDS[case * 11 % 200]} the {subject} {WORDS[case * 13 % 200]}"
+        records.append({"case_id": case, "requested_rewrite": rewrite, "paraphrase_prompts": [paraphrase]})
+    path = tmp_path / "facts.json"
+    path.write_text(json.dumps(records))
+    return path
+
+
+@pytest.fixture
+def hub_text(tmp_path, text_folder):
+    """The texts as a local file that the hub's library reads."""
+    path = tmp_path / "text.jsonl"
+    path.write_text("".join(json.dumps({"text": file.read_text()}) + "\n" for file in text_folder.glob("*.txt")))
+    return path
+
+
+def test_every_config_is_run():
+    assert {path.stem for path in CONFIGS.glob("*.yaml")} == {*TINY, "planted", "text"}
+
+
+@pytest.mark.parametrize("config", [("planted",), *((name,) for name in TINY), *((name, "text") for name in FACTS[:1])])
+def test_configs_run_on_a_tiny_model_of_the_family(config, tiny_folder, text_folder, facts, hub_text, database, capsys):
+    words = ["fit", *(f"--config={CONFIGS / name}.yaml" for name in config)]
+    if config == ("planted",):
+        words += ["--data.planted.rows=2000", "--data.batch_size=128"]
+    else:
+        family, settings = TINY[config[0]]
+        model = tiny_folder(family, **settings)
+        pinned = config == ("quickstart",)  # to the digest of other weights
         words += [
-            f"--data.harvest.model={{name: {model}, sha256: null}}",
-            "--data.harvest.context=32",
-            "--data.batch_size=64",
+            f"--data.harvest.model={{name: {model}, sha256: null}}" if pinned else f"--data.harvest.model.name={model}"
         ]
-        corpus = {"class_path": "atoms.activations.TextFiles", "init_args": {"paths": [str(text_folder)]}}
-        words += [f"--data.harvest.corpus={corpus}"]
-    if config == "gpt2.yaml":
-        members = yaml.safe_load((CONFIGS / config).read_text())["model"]["members"]
-        members["mlp"]["site"] = "mlp_out.1"
-        words += [f"--model.members={members}"]
-    main([*words, *TINY[config], "--trainer.max_epochs=1", "--trainer.accelerator=cpu", "--model.target_l0=3"])
-    assert "R² centred, raw" in capsys.readouterr().out
-    experiment = database.get_experiment_by_name("planted" if config == "planted.yaml" else "atoms")
-    (run,) = database.search_runs([experiment.experiment_id])
-    assert run.info.status == "FINISHED"
+        words += ["--data.harvest.context=32", "--data.batch_size=64"]
+        corpus = yaml.safe_load((CONFIGS / f"{config[-1]}.yaml").read_text())["data"]["harvest"]["corpus"]
+        words += {
+            # the tiny tokenizer knows none of the docstrings' words
+            "StdlibDocstrings": [
+                f"--data.harvest.corpus={{class_path: TextFiles, init_args: {{paths: [{text_folder}]}}}}"
+            ],
+            "TextFiles": [f"--data.harvest.corpus.paths=[{text_folder}]"],
+            "CounterFact": [f"--data.harvest.corpus.path={facts}"],
+            "HubText": ["--data.harvest.corpus.name=json", f"--data.harvest.corpus.data_files=[{hub_text}]"],
+        }[corpus["class_path"].rpartition(".")[2]]
+    logged = config in (("planted",), ("gpt2",))
+    words += [] if logged else ["--trainer.logger=false"]
+    main([*words, "--trainer.max_epochs=1", "--trainer.accelerator=cpu", "--model.target_l0=3"])
+    out, err = capsys.readouterr()
+    assert "R² centred, raw" in out
+    if config[-1] in FACTS:
+        assert "400 documents" in err
+        assert "rows     400 (" in err  # one for each subject
+    if logged:
+        experiment = database.get_experiment_by_name("planted" if config == ("planted",) else "atoms")
+        (run,) = database.search_runs([experiment.experiment_id])
+        assert run.info.status == "FINISHED"
+
+
+@pytest.mark.parametrize("model", FACTS)
+def test_text_takes_the_place_of_facts(model, tiny_folder, capsys):
+    """The second file changes the corpus, and leaves model and sites as they are."""
+    family, settings = TINY[model]
+    files = [f"--config={CONFIGS / name}.yaml" for name in (model, "text")]
+    with pytest.raises(SystemExit):
+        main(["fit", *files, f"--data.harvest.model.name={tiny_folder(family, **settings)}", "--print_config"])
+    merged, first, text = (
+        yaml.safe_load(source)["data"]["harvest"]
+        for source in (capsys.readouterr().out, *((CONFIGS / f"{name}.yaml").read_text() for name in (model, "text")))
+    )
+    assert merged["corpus"]["class_path"].endswith("HubText")
+    assert "path" not in merged["corpus"]["init_args"]
+    assert {key: merged[key] for key in text if key != "corpus"} == {k: v for k, v in text.items() if k != "corpus"}
+    assert merged["sites"] == first["sites"]
+    assert merged["model"]["dtype"] == "bfloat16"
 
 
 # ---------------------------------------------------------------------------------------------- interruption

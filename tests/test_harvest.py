@@ -184,6 +184,16 @@ def watch_blocks(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 
 def test_the_model_runs_no_further_than_the_last_site(tiny_bert, text_folder, monkeypatch):
     ran = watch_blocks(monkeypatch)
+    checked = harvest_module.check_sites
+
+    def check(*args: Any) -> list[str]:
+        """The check alone looks at the whole model."""
+        notes = checked(*args)
+        assert set(ran) == {0, 1, 2}
+        ran.clear()
+        return notes
+
+    monkeypatch.setattr(harvest_module, "check_sites", check)
     run(make(tiny_bert, text_folder, ["resid_post.0", "mlp_out.1"]))
     assert set(ran) == {0, 1}
 
@@ -455,14 +465,16 @@ def test_settings_of_transformers_are_left_as_they_were(tiny_bert, text_folder):
 
 
 def watch_batches(monkeypatch: pytest.MonkeyPatch) -> list[torch.Size]:
-    """Note the shape of every batch that the model reads."""
+    """Note the shape of every batch that the model reads with its weights."""
     seen: list[torch.Size] = []
     original = harvest_module.SiteReader.read
-    monkeypatch.setattr(
-        harvest_module.SiteReader,
-        "read",
-        lambda self, **inputs: (seen.append(inputs["input_ids"].shape), original(self, **inputs))[1],
-    )
+
+    def read(self: Any, **inputs: torch.Tensor) -> dict[str, torch.Tensor]:
+        if not inputs["input_ids"].is_meta:
+            seen.append(inputs["input_ids"].shape)
+        return original(self, **inputs)
+
+    monkeypatch.setattr(harvest_module.SiteReader, "read", read)
     return seen
 
 

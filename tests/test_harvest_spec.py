@@ -131,11 +131,11 @@ def test_rows_are_stored_in_the_type_the_model_computes_in(make, model_dtype, dt
 
 
 def test_widths_need_no_weights(make, monkeypatch):
-    spec = make(sites=["resid_post.1", "encoder.layer.0.intermediate.dense", "mlp_out.2:input"])
+    spec = make(sites=["resid_post.1", "encoder.layer.0.intermediate.dense", "mlp_in.2"])
     monkeypatch.setattr(
         language_model.AutoModel, "from_pretrained", lambda *_, **__: pytest.fail("weights were loaded")
     )
-    assert spec.widths() == {"resid_post.1": 16, "encoder.layer.0.intermediate.dense": 32, "mlp_out.2:input": 32}
+    assert spec.widths() == {"resid_post.1": 16, "encoder.layer.0.intermediate.dense": 32, "mlp_in.2": 32}
 
 
 @pytest.mark.parametrize(

@@ -36,7 +36,7 @@ from atoms.activations.language_model import (
     resolve,
     special_tokens,
 )
-from atoms.activations.sites import SiteReader, site_widths
+from atoms.activations.site_reader import SiteReader, site_widths
 from atoms.errors import AtomsError
 
 ROOT = Path(__file__).parents[1]  # lets a fresh interpreter import atoms without installing it
@@ -100,7 +100,7 @@ def test_identity_follows_what_decides_activations(folder, tmp_path):
 def test_loads_the_saved_model(folder):
     resolved = resolve(ModelSpec(str(folder)))
     untouched = resolved.config.to_dict()
-    assert site_widths(meta_model(resolved), ["resid_post.0"]) == {"resid_post.0": 16}
+    assert site_widths(meta_model(resolved.config), ["resid_post.0"]) == {"resid_post.0": 16}
     model = load_model(resolved)
     assert resolved.config.to_dict() == untouched
     assert not model.training
@@ -111,7 +111,7 @@ def test_loads_the_saved_model(folder):
         model.state_dict()["embeddings.word_embeddings.weight"],
         load_file(folder / "model.safetensors")["embeddings.word_embeddings.weight"],
     )
-    meta = meta_model(resolved)
+    meta = meta_model(resolved.config)
     assert {p.device.type for p in meta.parameters()} == {"meta"}
     assert {n: p.shape for n, p in meta.named_parameters()} == {n: p.shape for n, p in model.named_parameters()}
     assert not meta.training

@@ -35,7 +35,8 @@ from atoms.activations.lock import StoreLock
 from atoms.activations.moments_writer import MomentsWriter
 from atoms.activations.plan import Block, RowPlan
 from atoms.activations.sequences import Cut, Frame, Sequences
-from atoms.activations.sites import SiteReader
+from atoms.activations.site_check import check_sites
+from atoms.activations.site_reader import SiteReader
 from atoms.activations.spec import STORAGE, StoreSpec, stored_spec
 from atoms.activations.text import assign_splits, document_order
 from atoms.activations.tokenised import tokenise
@@ -164,12 +165,15 @@ class HarvestModule(L.LightningModule):
         return _Batches(self.plan, spans, self.pad_id, self.batch_tokens)
 
     def on_predict_start(self) -> None:
-        """Say how long it will take, measured on one batch."""
+        """Check that the sites are what they are called, and say how long it will take, measured on one batch."""
         self.buffer: dict[str, Tensor] = {}
         self.started = time.monotonic()
         self.running.enter_context(self.reader)
-        if self.spans and self.trainer.is_global_zero:
+        if self.spans:
             batch = next(iter(self._batches(self.spans[:1]))).to(self.device)
+            for note in check_sites(self.model, self.spec.sites, batch.inputs):
+                self.meter.say(note)
+        if self.spans and self.trainer.is_global_zero:
             begin = time.monotonic()
             self.read(batch)
             rate = int(batch.kept.sum()) / (time.monotonic() - begin)
@@ -330,7 +334,7 @@ def _prepare(settings: HarvestSpec, path: Location) -> HarvestModule:
 
 def _check_causal(settings: HarvestSpec, tokenizer: PreTrainedTokenizerBase) -> None:
     """Refuse to pack for a model in which a document would be read in the light of the next."""
-    modules = meta_model(settings.resolved).modules()
+    modules = meta_model(settings.resolved.config).modules()
     if any(getattr(module, "is_causal", None) is False for module in modules) or special_tokens(tokenizer).suffix:
         raise AtomsError(
             f"data.harvest.packing: {settings.model.name} reads in both directions, so that a document would be read "

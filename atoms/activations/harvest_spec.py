@@ -11,7 +11,7 @@ from atoms.activations.grouping import SHINGLE
 from atoms.activations.identity import digest_of
 from atoms.activations.language_model import ModelSpec, ResolvedModel, meta_model, resolve
 from atoms.activations.location import Location, locate
-from atoms.activations.sites import site_widths
+from atoms.activations.site_reader import site_widths
 from atoms.activations.spec import STORAGE
 from atoms.activations.tokenised import Selection
 from atoms.errors import AtomsError
@@ -32,7 +32,8 @@ class HarvestSpec:
     corpus: Corpus
     """The text."""
     sites: list[str]
-    """Places in the model: ``resid_post.3`` (after block 3, counted from 0), ``mlp_out.3``, or any module's path."""
+    """Places in the model: ``resid_post.3`` (after block 3, counted from 0), ``mlp_out.3``, or any module's path;
+    ``atoms sites`` lists them."""
     root: str = "activations"
     """Directory, or URL of a prefix, under which stores are kept."""
     context: int = 128
@@ -144,4 +145,4 @@ class HarvestSpec:
 
     def widths(self) -> dict[str, int]:
         """Width of every site, from a model without weights."""
-        return site_widths(meta_model(self.resolved), self.sites)
+        return site_widths(meta_model(self.resolved.config), self.sites)

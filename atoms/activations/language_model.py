@@ -81,14 +81,8 @@ def resolve(spec: ModelSpec) -> ResolvedModel:
     Raises:
         AtomsError: If there is no such model, its digest differs, or it is of a kind that cannot be read.
     """
-    folder = _package_folder(spec.name) if spec.name.startswith(_PACKAGE) else _local_folder(spec.name)
-    resolved = _resolve_hub(spec) if folder is None else _resolve_folder(spec, folder)
-    if resolved.config.is_encoder_decoder:
-        raise AtomsError(
-            f"data.harvest.model.name={spec.name!r} is an encoder-decoder ({resolved.config.model_type}); "
-            "name an encoder or a causal language model"
-        )
-    return resolved
+    folder = _find_folder(spec)
+    return _resolve_hub(spec) if folder is None else _resolve_folder(spec, folder)
 
 
 def load_tokenizer(resolved: ResolvedModel) -> PreTrainedTokenizerBase:
@@ -136,10 +130,36 @@ def load_model(resolved: ResolvedModel) -> PreTrainedModel:
     return _prepare(model)
 
 
-def meta_model(resolved: ResolvedModel) -> PreTrainedModel:
-    """Build the same model on the meta device: every module and shape, no weights."""
-    with torch.device("meta"):
-        model: PreTrainedModel = AutoModel.from_config(deepcopy(resolved.config))  # type: ignore[no-untyped-call]
+def find_config(spec: ModelSpec) -> PretrainedConfig:
+    """Find a model and read its configuration; weights are neither needed nor looked at.
+
+    Args:
+        spec: What to look for; a digest is not checked.
+
+    Raises:
+        AtomsError: If there is no such model, or it is of a kind that cannot be read.
+    """
+    folder = _find_folder(spec)
+    return _config(spec, str(folder or _hub_config(spec).parent))
+
+
+def meta_model(config: PretrainedConfig) -> PreTrainedModel:
+    """Build a model on the meta device: every module and shape, no weights.
+
+    Attention and experts are computed in the ways that look at no values, so that a forward goes through.
+
+    Raises:
+        AtomsError: If transformers cannot build a model of this kind here.
+    """
+    try:
+        with torch.device("meta"):
+            model: PreTrainedModel = AutoModel.from_config(  # type: ignore[no-untyped-call]
+                deepcopy(config), attn_implementation="eager", experts_implementation="batched_mm"
+            )
+    except (ImportError, ValueError) as error:
+        raise AtomsError(
+            f"data.harvest.model.name: no {config.model_type} can be built ({_first_line(error)}); name another model"
+        ) from error
     return _prepare(model)
 
 
@@ -213,6 +233,11 @@ def _prepare(model: PreTrainedModel) -> PreTrainedModel:
     return model
 
 
+def _find_folder(spec: ModelSpec) -> Path | None:
+    """The folder a model's name stands for, or None for a hub id."""
+    return _package_folder(spec.name) if spec.name.startswith(_PACKAGE) else _local_folder(spec.name)
+
+
 def _package_folder(name: str) -> Path:
     """The folder inside an installed package, found without importing the package."""
     package, _, inside = name.removeprefix(_PACKAGE).partition("/")
@@ -262,14 +287,19 @@ def _resolve_folder(spec: ModelSpec, folder: Path) -> ResolvedModel:
     return ResolvedModel(str(folder), None, _config(spec, str(folder)), identity, spec.dtype)
 
 
-def _resolve_hub(spec: ModelSpec) -> ResolvedModel:
-    """Pin a hub id to a commit: what the cache holds, otherwise what the hub serves now."""
+def _hub_config(spec: ModelSpec) -> Path:
+    """The configuration of a hub id in the cache: what is there already, otherwise what the hub serves now."""
     try:
-        file = _hub_file(spec, "config.json", spec.revision, local_files_only=True)
+        return _hub_file(spec, "config.json", spec.revision, local_files_only=True)
     except AtomsError:
         if is_offline_mode():
             raise
-        file = _hub_file(spec, "config.json", _hub_commit(spec), local_files_only=False)
+        return _hub_file(spec, "config.json", _hub_commit(spec), local_files_only=False)
+
+
+def _resolve_hub(spec: ModelSpec) -> ResolvedModel:
+    """Pin a hub id to a commit."""
+    file = _hub_config(spec)
     commit = file.parent.name  # the cache keeps each commit's files in a folder of that name
     if spec.sha256 is not None:
         try:
@@ -305,6 +335,11 @@ def _config(spec: ModelSpec, folder: str) -> PretrainedConfig:
         raise AtomsError(
             f"data.harvest.model.name={spec.name!r}: config.json is missing or not understood ({_first_line(error)})"
         ) from error
+    if config.is_encoder_decoder:
+        raise AtomsError(
+            f"data.harvest.model.name={spec.name!r} is an encoder-decoder ({config.model_type}); "
+            "name an encoder or a causal language model"
+        )
     return config
 
 
