@@ -16,11 +16,8 @@ atoms: find the atoms of language models, and prove or refute that they deserve 
   atoms validate --ckpt_path FILE  judge a checkpoint on held-out documents
   atoms test     --config FILE --ckpt_path FILE    the same scores on the test split
   atoms predict  --config FILE --ckpt_path FILE    sparse codes of every row, written to a Zarr group
-<<<<<<< HEAD
   atoms store    info|ls|verify PATH               what a store holds, where stores are, whether one is whole
-=======
   atoms sites    --model NAME      the places of a model that can be harvested, with their widths
->>>>>>> main
 
   atoms COMMAND --help             every setting of a command
   mlflow ui --backend-store-uri sqlite:///mlflow.db    compare runs
@@ -76,17 +73,14 @@ def main(args: Sequence[str] | None = None) -> None:
             from atoms.commands.validate import run
 
             run(words[1:])
-<<<<<<< HEAD
         elif words[0] == "store":
-            from atoms.commands.store import run
+            from atoms.commands.store import run as run_store
 
-            run(words[1:])
-=======
+            run_store(words[1:])
         elif words[0] == "sites":
             from atoms.commands.sites import run as run_sites
 
             run_sites(words[1:])
->>>>>>> main
         elif words[0] in ("fit", "cache", "test", "predict"):
             from atoms.commands.fit import run as run_cli
 
