@@ -134,7 +134,7 @@ class ObjectLocation(Location):
         with self._errors():
             found = obstore.get(self.client.store, self.key)
             meta = found.meta
-            version = {key: meta[key] for key in ("e_tag", "version") if meta[key] is not None}  # type: ignore[literal-required]
+            version = {key: meta[key] for key in ("e_tag", "version") if meta[key] is not None}
             return bytes(found.bytes()), meta["last_modified"].timestamp(), version
 
     def files(self, limit: int | None = None) -> dict[str, int] | None:  # noqa: D102
