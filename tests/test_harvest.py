@@ -348,8 +348,8 @@ if __name__ == "__main__":
     place = {"accelerator": "cpu", "devices": 2, "strategy": "ddp"}
     harvest.harvest(spec, spec.directory(), place)
     if rank_zero_only.rank == 0:  # one block is lost; the other rank has none to write
-        (spec.directory() / "complete.json").unlink()
-        (spec.directory() / "manifest" / "val-000000.json").unlink()
+        (spec.directory() / "complete.json").delete()
+        (spec.directory() / "manifest" / "val-000000.json").delete()
     harvest.harvest(spec, spec.directory(), place)
 """
 
