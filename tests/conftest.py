@@ -7,6 +7,7 @@ import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from uuid import uuid4
 
 import pytest
 import tiny_models
@@ -14,6 +15,8 @@ import torch
 from families import tiny
 from mlflow.entities import Run
 from mlflow.tracking import MlflowClient
+from servers import S3, Server, environment, make_bucket, running
+from stores import make_store
 from tiny_models import WORDS
 
 from atoms.activations.datamodule import ActivationDataModule
@@ -67,6 +70,44 @@ def tiny_gpt2(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def text_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Sixty documents of random words, no two alike."""
     return tiny_models.write_text(tmp_path_factory.mktemp("text"), 60)
+
+
+@pytest.fixture(scope="session")
+def pristine(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A complete store of two sites, never to be changed."""
+    return make_store(tmp_path_factory.mktemp("pristine") / "store")
+
+
+@pytest.fixture
+def own_store(pristine: Path, tmp_path: Path) -> Path:
+    """A store of one's own to spoil."""
+    return Path(shutil.copytree(pristine, tmp_path / "store"))
+
+
+@pytest.fixture(scope="session")
+def s3_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """An S3 server on this machine with a bucket named ``bucket``."""
+    with running(tmp_path_factory.mktemp("s3"), "-c", S3) as server:
+        make_bucket(server, "bucket")
+        yield server
+
+
+@pytest.fixture
+def s3(s3_server: Server, monkeypatch: pytest.MonkeyPatch) -> str:
+    """URL of an empty prefix; the environment says how to reach it."""
+    for name, value in environment(s3_server).items():
+        monkeypatch.setenv(name, value)
+    return f"s3://bucket/{uuid4().hex}"
+
+
+@pytest.fixture(scope="session")
+def web_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Server, Path]]:
+    """A plain web server on this machine, and the folder it serves."""
+    folder = tmp_path_factory.mktemp("web")
+    with running(
+        tmp_path_factory.mktemp("web-log"), str(Path(__file__).with_name("servers.py")), str(folder)
+    ) as server:
+        yield server, folder
 
 
 @pytest.fixture(scope="session")

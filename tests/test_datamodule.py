@@ -12,6 +12,7 @@ from atoms.activations.datamodule import ActivationDataModule
 from atoms.activations.grid import Grid
 from atoms.activations.harvest_spec import HarvestSpec
 from atoms.activations.language_model import ModelSpec
+from atoms.activations.moments_writer import MomentsWriter
 from atoms.activations.planted import SITE, PlantedSpec
 from atoms.activations.store import ActivationStore, StoreSpec, StoreWriter
 from atoms.errors import AtomsError
@@ -106,7 +107,7 @@ def test_a_block_that_was_thrown_away_is_made_anew():
     data = ActivationDataModule(planted=PlantedSpec(width=8, atoms=10, active=2.0, rows=1000), batch_size=80)
     data.ensure(CPU)
     before = data.store.content_digest()
-    (data.path / "manifest" / "val-000000.json").unlink()  # what the message about a damaged chunk tells users to do
+    (data.path / "manifest/val-000000.json").delete()  # what the message about a damaged chunk tells users to do
     assert not data.complete
     data.ensure(CPU)
     assert ActivationStore.open(data.path).content_digest() == before
@@ -123,6 +124,8 @@ def test_a_block_that_was_thrown_away_is_made_anew():
         ({"planted": PlantedSpec(), "pool_mib": 0}, r"data\.pool_mib is 0: give at least 1"),
         ({"planted": PlantedSpec(), "max_norm": 0.5}, r"data\.max_norm is 0\.5: give a multiple of the median above 1"),
         ({"planted": PlantedSpec(), "max_norm": float("nan")}, r"data\.max_norm is nan"),
+        ({"planted": PlantedSpec(), "cache_gib": -1}, r"data\.cache_gib is -1: give a number of GiB"),
+        ({"store": "ftp://host/x"}, r"data\.store=ftp://…: unknown kind of store"),
     ],
 )
 def test_settings_that_cannot_work(settings, message):
@@ -168,7 +171,7 @@ def outliers(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
             for site in SITES:
                 sums[site] = sums[site] + Moments.from_rows(rows[site].to(spec.torch_dtype))
     for site in SITES:
-        sums[site].save(writer.moments_path(site))
+        writer.write_moments(site, sums[site])
     writer.finalise()
     return path
 
@@ -226,6 +229,51 @@ def test_moments_are_those_of_the_rows_that_are_used(outliers):
             assert moments.width == width
             direct = AtomicInnerProduct.from_moments(Moments.from_rows(torch.from_numpy(rows)))
             torch.testing.assert_close(data.geometry(site).matrix(), direct.matrix(), rtol=1e-7, atol=1e-9)
+
+
+@pytest.fixture
+def no_numbers(tmp_path: Path) -> Path:
+    """A float16 store in which a few values overflowed and a few are NaN."""
+    path = tmp_path / "no-numbers"
+    spec = StoreSpec(SITES, "float16", {"train": 500, "val": 90}, Grid(16, 64, 128), seed=0)
+    writer = StoreWriter.create(path, spec)
+    moments = MomentsWriter(writer, spec.spans, 0, 1, torch.device("cpu"))
+    for span in writer.pending:
+        generator = torch.Generator().manual_seed(span.start)
+        rows = {site: torch.randn(span.rows, width, generator=generator) + 5 for site, width in SITES.items()}
+        rows["a"][3, 1] = 1e5
+        rows["a"][5] *= 100  # long, and finite
+        rows["b"][[7, 11], 0] = float("nan")
+        none = np.full(span.rows, -1)
+        writer.write_block(span, rows, token_id=none, doc_id=none, position=none)
+        moments.after(span)
+    moments.finish()
+    moments.pool()
+    writer.finalise()
+    return path
+
+
+@pytest.mark.parametrize("max_norm", [None, 10.0])
+def test_rows_that_are_not_finite_are_never_used(no_numbers, max_norm):
+    data = open_outliers(no_numbers, max_norm=max_norm)
+    for split, blocks in (("train", 4), ("val", 1)):
+        mask = data.valid(split)
+        assert mask is not None
+        finite = np.ones(len(mask), bool)
+        for site in SITES:
+            rows = data.store.read_rows(split, site, 0, len(mask))
+            finite &= rows.isfinite().all(1).numpy()
+            assert rows[torch.from_numpy(mask)].isfinite().all()
+        assert (~mask).sum() == blocks * (3 if max_norm is None else 4)
+        assert not (mask & ~finite).any()
+        for site in SITES:
+            if split == "train":
+                rows = data.store.read_rows(split, site, 0, len(mask))[torch.from_numpy(mask)].double().numpy()
+                moments = data.moments(site)
+                assert moments.count == len(rows) == data.num_rows("train")
+                np.testing.assert_allclose(moments.outer, rows.T @ rows, rtol=1e-10)
+    batches = [batch for loader in (data.train_dataloader(), *data.val_dataloader()) for batch in loader]
+    assert all(batch[site].isfinite().all() for batch in batches for site in SITES)
 
 
 def test_masked_rows_are_in_no_batch(outliers):

@@ -31,7 +31,6 @@ from atoms.activations.lock import StoreLock
 from atoms.activations.manifest import COMPLETE
 from atoms.activations.store import ActivationStore, StoreWriter
 from atoms.errors import AtomsError
-from atoms.geometry import Moments
 
 CPU: dict[str, Any] = {"accelerator": "cpu", "devices": 1}
 CONTEXT = 30
@@ -234,7 +233,7 @@ def test_the_cost_is_said_beforehand(tiny_bert, text_folder, capfd):
     assert "60 documents in 60 groups" in said
     for split, count in rows.items():
         assert f"{split} {count:,}" in said
-    shards = [file for file in store.path.rglob("c/**/*") if file.is_file()]
+    shards = [file for file in Path(store.path).rglob("c/**/*") if file.is_file()]
     assert store.spec.disk_bytes == sum(file.stat().st_size for file in shards)
     assert f"disk     {atoms.progress.size(store.spec.disk_bytes)} in {store.path}" in said
     assert "memory   " in said
@@ -284,7 +283,7 @@ def whole(tiny_bert: Path, much_text: Path, tmp_path_factory: pytest.TempPathFac
 def assert_same(store: ActivationStore, other: ActivationStore) -> None:
     assert store.content_digest() == other.content_digest()
     for site in other.sites:
-        mine, theirs = (Moments.load(s.moments_path(site)) for s in (store, other))
+        mine, theirs = (s.moments(site) for s in (store, other))
         assert mine.count == theirs.count
         assert torch.equal(mine.total, theirs.total)
         assert torch.equal(mine.outer, theirs.outer)
@@ -320,7 +319,7 @@ def test_a_killed_harvest_goes_on_to_the_same_store(tiny_bert, much_text, whole,
         check=False,
     )
     assert child.returncode == -signal.SIGKILL, child.stderr.decode()
-    path = spec.directory()
+    path = Path(spec.directory())
     assert len(list((path / "manifest").glob("*.json"))) == 6
     assert list((path / "moments" / "parts").glob("*-4.safetensors"))
     assert (path.parent / f"{path.name}.lock").exists()  # its holder is dead
@@ -349,8 +348,8 @@ if __name__ == "__main__":
     place = {"accelerator": "cpu", "devices": 2, "strategy": "ddp"}
     harvest.harvest(spec, spec.directory(), place)
     if rank_zero_only.rank == 0:  # one block is lost; the other rank has none to write
-        (spec.directory() / "complete.json").unlink()
-        (spec.directory() / "manifest" / "val-000000.json").unlink()
+        (spec.directory() / "complete.json").delete()
+        (spec.directory() / "manifest" / "val-000000.json").delete()
     harvest.harvest(spec, spec.directory(), place)
 """
 
@@ -370,26 +369,26 @@ def test_two_ranks_write_the_store_of_one(tiny_bert, much_text, whole):
     store = ActivationStore.open(spec.directory())
     assert store.content_digest() == whole.content_digest()
     for site in WIDE_SITES:  # added in another order, so not to the last bit
-        mine, theirs = (Moments.load(s.moments_path(site)) for s in (store, whole))
+        mine, theirs = (s.moments(site) for s in (store, whole))
         assert mine.count == theirs.count
         torch.testing.assert_close(mine.outer, theirs.outer, rtol=1e-12, atol=0)
 
 
 def test_a_full_disk_is_said_and_leaves_what_can_be_taken_up(tiny_bert, much_text, whole, monkeypatch):
     spec = make_long(tiny_bert, much_text)
-    original, blocks = StoreWriter._write_shards, []
+    original, blocks = StoreWriter._shards, []
 
-    def full(self: StoreWriter, path: str, column: Any, span: Any) -> None:
+    def full(self: StoreWriter, path: str, column: Any, span: Any) -> Any:
         blocks.append(span)
         if len(set(blocks)) == 4:
             raise OSError(errno.ENOSPC, "No space left on device")
-        original(self, path, column, span)
+        return original(self, path, column, span)
 
     with monkeypatch.context() as patch:
-        patch.setattr(StoreWriter, "_write_shards", full)
+        patch.setattr(StoreWriter, "_shards", full)
         with pytest.raises(AtomsError, match=r"data\.store=.*: disk full, .* GB still to be written; free that much"):
             run(spec)
-    assert len(list((spec.directory() / "manifest").glob("*.json"))) == 3
+    assert len(list(Path(spec.directory(), "manifest").glob("*.json"))) == 3
     assert not (spec.directory() / COMPLETE).exists()
     assert_same(run(spec), whole)
 
@@ -422,7 +421,7 @@ def test_a_store_killed_before_it_was_marked_complete_needs_no_forward(tiny_bert
     store = run(spec)
     assert ran == []
     rows = store.read_rows("train", "resid_post.0", 0, store.n_rows("train")).double()
-    np.testing.assert_allclose(Moments.load(store.moments_path("resid_post.0")).outer, rows.T @ rows, rtol=1e-12)
+    np.testing.assert_allclose(store.moments("resid_post.0").outer, rows.T @ rows, rtol=1e-12)
 
 
 # ------------------------------------------------------------------------------------------ manners
@@ -656,7 +655,7 @@ def test_a_model_that_gives_no_numbers(own_bert, text_folder, value):
     spoil(own_bert, lambda weight: weight.fill_(value))
     spec = make(own_bert, text_folder, ["resid_post.0"])
     refused(spec, r"data\.harvest\.sites=resid_post\.0: the model gives NaN or infinite values in \d+ of \d+ rows")
-    assert not list((spec.directory() / "manifest").iterdir())
+    assert not list(Path(spec.directory(), "manifest").iterdir())
     assert not (spec.directory() / COMPLETE).exists()
 
 
@@ -666,6 +665,20 @@ def test_rows_too_large_for_float16(own_bert, text_folder):
     spec = make(own_bert, text_folder, ["embeddings"], dtype="float16")
     refused(spec, message)
     assert not (spec.directory() / COMPLETE).exists()
+
+
+def test_a_few_values_too_large_for_float16_are_counted_and_said(own_bert, text_folder, capfd):
+    def outlier(weight: torch.Tensor) -> None:
+        weight[:2] *= 1e6  # two words of the vocabulary
+
+    spoil(own_bert, outlier)
+    store = run(make(own_bert, text_folder, ["embeddings"], dtype="float16"))
+    counts = store.sealed.nonfinite["train"]["embeddings"]
+    assert counts.infinite >= counts.rows > 0 == counts.nan
+    said = capfd.readouterr().err
+    assert f"train embeddings: {counts.infinite:,} infinities and 0 NaN in {counts.rows:,} rows" in said
+    assert "harvest with data.harvest.dtype: bfloat16" in said
+    assert store.moments("embeddings").count == store.n_rows("train") - counts.rows
 
 
 def test_a_disk_too_small(tiny_bert, text_folder, monkeypatch):

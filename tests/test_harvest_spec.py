@@ -95,9 +95,13 @@ def test_other_weights_name_another(make):
 
 def test_the_directory_is_one_below_the_root(make):
     spec = make(root="somewhere/else")
-    assert spec.directory().parent == Path("somewhere/else")
+    assert Path(spec.directory()).parent == Path("somewhere/else")
     assert "bert" in spec.directory().name
     assert "/" not in spec.directory().name
+
+
+def test_the_root_may_be_far_away(make):
+    assert str(make(root="s3://bucket/deep").directory()).startswith("s3://bucket/deep/")
 
 
 def test_a_long_path_still_makes_a_name_for_a_file(make, tmp_path, tiny_bert):

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from atoms.activations import lock
-from atoms.activations.lock import Holder, StoreLock, holder, lock_path
+from atoms.activations.lock import Holder, StoreLock, holder
 from atoms.errors import AtomsError
 
 ROOT = Path(__file__).parents[1]  # where `python -c` finds the package, installed or not
@@ -21,6 +21,10 @@ with StoreLock(sys.argv[1]):
     print("held", flush=True)
     time.sleep(600)
 """
+
+
+def lock_path(store: Path) -> Path:
+    return Path(lock.lock_path(store))
 
 
 @pytest.fixture
@@ -186,3 +190,54 @@ def test_unwritable_directory(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(AtomsError, match=r"cannot create the lock .*choose a directory"):
         StoreLock(tmp_path / "file" / "store").__enter__()
+
+
+# --- beside a store far away -----------------------------------------------------------------------------------------
+
+
+def leave_object(url: str, record: Holder) -> None:
+    lock.lock_path(url).write(json.dumps(asdict(record)).encode())
+
+
+def test_an_object_locks_as_a_file_does(s3):
+    with StoreLock(s3):
+        found = holder(s3)
+        assert found is not None
+        assert found.pid == os.getpid()
+        with pytest.raises(AtomsError, match=rf"being written by process {os.getpid()} .*lock {s3}\.lock"):
+            StoreLock(s3).__enter__()
+    assert holder(s3) is None
+    assert not lock.lock_path(s3).exists()
+
+
+def test_the_object_of_a_dead_process_is_taken_over(s3):
+    leave_object(s3, replace(Holder.me(), process="another boot:1"))
+    assert holder(s3) is None
+    with StoreLock(s3):
+        assert holder(s3) is not None
+    assert not lock.lock_path(s3).exists()
+
+
+@pytest.mark.parametrize(("silent", "live"), [(30.0, True), (3600.0, False)])
+def test_another_machine_s_object_lives_by_its_heartbeat(s3, monkeypatch, silent, live):
+    leave_object(s3, replace(Holder.me(), host="elsewhere"))
+    now = time.time()
+    monkeypatch.setattr(lock.time, "time", lambda: now + silent)
+    assert (holder(s3) is not None) is live
+
+
+def test_the_heartbeat_of_an_object_is_refreshed(s3, monkeypatch):
+    monkeypatch.setattr(lock, "HEARTBEAT_SECONDS", 0.01)
+    with StoreLock(s3):
+        place = lock.lock_path(s3)
+        first = place.stamp()[1]
+        deadline = time.monotonic() + 10
+        while place.stamp()[1] == first and time.monotonic() < deadline:
+            time.sleep(0.05)
+        assert place.stamp()[1] > first
+        leave_object(s3, replace(Holder.me(), token="thief"))  # taken over by someone who thought us dead
+        time.sleep(0.1)
+        found = holder(s3)
+        assert found is not None
+        assert found.token == "thief"
+    assert lock.lock_path(s3).exists()

@@ -19,7 +19,6 @@ from atoms.activations.planted import PlantedSpec
 from atoms.activations.store import ActivationStore, StoreWriter
 from atoms.cli import main
 from atoms.errors import AtomsError
-from atoms.geometry import Moments
 
 N, H = 900, 6
 SPLITS = ("train", "val", "test")
@@ -78,7 +77,7 @@ def test_every_row_arrives_once_and_documents_are_never_split(rows, memory, monk
         assert not np.array_equal(numbers, np.sort(numbers))  # shuffled
     held_out = len(found["val"]) + len(found["test"])
     assert held_out == pytest.approx(0.2 * N, rel=0.2)
-    moments = Moments.load(store.moments_path("s"))
+    moments = store.moments("s")
     train = rows[found["train"]].astype(np.float64)
     assert moments.count == len(train)
     np.testing.assert_allclose(moments.outer, train.T @ train, rtol=1e-12)
@@ -183,7 +182,7 @@ def test_resumed_it_is_the_same_store(rows, monkeypatch):
         ActivationStore.open("resumed")
     resumed = stored(spec(doc_ids=None), "resumed")
     assert resumed.content_digest() == whole.content_digest()
-    assert torch.equal(Moments.load(resumed.moments_path("s")).outer, Moments.load(whole.moments_path("s")).outer)
+    assert torch.equal(resumed.moments("s").outer, whole.moments("s").outer)
     assert resumed.extra["held_out_twins"] == whole.extra["held_out_twins"] > 0
 
 
@@ -200,20 +199,20 @@ def test_equal_rows_across_splits_are_counted(rows, capsys):
 
 
 @pytest.mark.parametrize(("value", "dtype"), [(np.nan, "auto"), (np.inf, "auto"), (1e6, "float16")])
-def test_rows_that_are_no_numbers_are_said(rows, value, dtype, capsys):
-    """Whether a store may hold them is the writer's to say; how many there are is said either way."""
+def test_rows_that_are_no_numbers_are_kept_counted_and_left_out(rows, value, dtype, capsys):
     rows[[3, 500], [0, 1]] = value
     np.save("acts.npy", rows)
-    refused = store = None
-    try:
-        store = stored(spec(dtype=dtype))
-    except AtomsError as error:
-        refused = str(error)
-    if refused:
-        assert re.match(r"data\.matrix\.files: [12] of \d+ rows of s in one block hold NaN", refused)
-    else:
-        assert store.extra["not_finite"] == {"s": 2}
-        assert "2 of 900 rows of s hold NaN or infinite values" in capsys.readouterr().err
+    store = stored(spec(dtype=dtype))
+    assert store.extra["not_finite"] == {"s": 2}
+    assert "2 of 900 rows of s hold NaN or infinite values" in capsys.readouterr().err
+    data = ActivationDataModule(store="store", max_norm=None)
+    assert sum(data.num_rows(split) for split in SPLITS) == N - 2
+
+
+def test_a_site_without_a_finite_row_is_refused(rows):
+    np.save("acts.npy", np.full_like(rows, np.nan))
+    with pytest.raises(AtomsError, match=r"data\.matrix\.files: \d+ of \d+ rows of s in one block hold NaN"):
+        stored(spec())
 
 
 def test_memory_is_a_block_and_a_window(monkeypatch):

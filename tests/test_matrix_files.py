@@ -273,14 +273,14 @@ def test_digests_follow_content_and_are_kept(tmp_path, monkeypatch):
     paths = [matrix_files.Path("a.npy"), matrix_files.Path("z.zarr")]
     root = tmp_path / "stores"
     root.mkdir()
-    first = content_digests(paths, root)
+    first = content_digests(paths, str(root))
     assert first[paths[0]] == hashlib.sha256(paths[0].read_bytes()).hexdigest()
     with monkeypatch.context() as patch:
         patch.setattr(matrix_files, "_sha256", lambda *_: pytest.fail("hashed again"))
-        assert content_digests(paths, root) == first
+        assert content_digests(paths, str(root)) == first
     paths[0].rename("b.npy")
-    assert content_digests([matrix_files.Path("b.npy")], root)[matrix_files.Path("b.npy")] == first[paths[0]]
+    assert content_digests([matrix_files.Path("b.npy")], str(root))[matrix_files.Path("b.npy")] == first[paths[0]]
     np.save("b.npy", ROWS + 1)
-    assert content_digests([matrix_files.Path("b.npy")], root)[matrix_files.Path("b.npy")] != first[paths[0]]
+    assert content_digests([matrix_files.Path("b.npy")], str(root))[matrix_files.Path("b.npy")] != first[paths[0]]
     (root / matrix_files.DIGESTS).write_text("[no object")
-    assert content_digests(paths[1:], root)[paths[1]] == first[paths[1]]
+    assert content_digests(paths[1:], str(root))[paths[1]] == first[paths[1]]

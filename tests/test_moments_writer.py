@@ -4,11 +4,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from stores import flip
 
 from atoms.activations import moments_writer
 from atoms.activations.grid import Grid, Span
+from atoms.activations.location import LocalLocation
 from atoms.activations.moments_writer import MomentsWriter
 from atoms.activations.store import ActivationStore, StoreSpec, StoreWriter
+from atoms.errors import AtomsError
 from atoms.geometry import Moments
 
 SITES = {"resid_post.1": 5, "mlp_out.0": 3}
@@ -59,7 +62,7 @@ def assert_is(moments: Moments, rows: np.ndarray) -> None:
 
 def final(path: Path) -> dict[str, Moments]:
     store = ActivationStore.open(path)
-    return {site: Moments.load(store.moments_path(site)) for site in SITES}
+    return {site: store.moments(site) for site in SITES}
 
 
 def same_bits(one: dict[str, Moments], other: dict[str, Moments]) -> bool:
@@ -139,15 +142,68 @@ def test_only_the_newest_sums_are_kept_while_writing(tmp_path, monkeypatch):
 
 
 def test_a_kill_while_sweeping_leaves_a_store_that_can_be_repaired(tmp_path, monkeypatch):
-    def killed(folder: Path) -> None:
-        next(folder.glob("*.safetensors")).unlink()
-        raise KeyboardInterrupt
+    original = LocalLocation.delete
+
+    def killed(self: LocalLocation) -> None:
+        original(self)
+        if self.name.endswith(".safetensors") and (tmp_path / "s/complete.json").exists():
+            raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(moments_writer.shutil, "rmtree", killed)
+        patch.setattr(LocalLocation, "delete", killed)
         with pytest.raises(KeyboardInterrupt):
             run(tmp_path / "s")
     before = final(tmp_path / "s")
     (tmp_path / "s" / "manifest" / "train-000002.json").unlink()  # what a damaged chunk asks for
     run(tmp_path / "s")
     assert same_bits(before, final(tmp_path / "s"))
+
+
+@pytest.mark.parametrize("spoiled", ["mark-rank-0-of-1.json", "mlp_out.0-rank-0-of-1-8.safetensors"])
+@pytest.mark.parametrize("how", ["flip", "delete", "empty"])
+def test_damaged_sums_are_summed_anew(tmp_path, spoiled, how):
+    run(tmp_path / "whole")
+    run(tmp_path / "s", stop_after=9)
+    file = tmp_path / "s" / "moments" / "parts" / spoiled
+    if how == "flip":
+        flip(file, len(file.read_bytes()) - 3)
+    elif how == "empty":
+        file.write_bytes(b"")
+    else:
+        file.unlink()
+    run(tmp_path / "s")
+    assert same_bits(final(tmp_path / "whole"), final(tmp_path / "s"))
+
+
+def test_a_rank_whose_sums_are_lost_is_not_left_out(tmp_path):
+    writer = StoreWriter.open(tmp_path / "s", make_spec())
+    ranks = [MomentsWriter(writer, own, rank, 2, CPU) for rank, own in enumerate(deal(writer.spec.spans, 2))]
+    for span in writer.spec.spans:
+        write(writer, span)
+    ranks[0].finish()
+    with pytest.raises(AtomsError, match="moments of rank 1 are lost or damaged; run the command again"):
+        ranks[0].pool()
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
+@pytest.mark.parametrize("stop_after", [None, 9])
+def test_rows_that_are_not_finite_do_not_count(tmp_path, monkeypatch, dtype, stop_after):
+    """Whether the values come from memory or are read back after a kill."""
+    original = StoreWriter.write_block
+
+    def spoilt(self, span, rows, **tokens):
+        if span.split == "train":
+            rows["mlp_out.0"][2, 1] = float("nan")
+            rows["mlp_out.0"][3, 0] = float("inf") if dtype != "float16" else 70000.0
+        return original(self, span, rows, **tokens)
+
+    monkeypatch.setattr(StoreWriter, "write_block", spoilt)
+    if stop_after:
+        run(tmp_path / "s", dtype, stop_after=stop_after)
+    run(tmp_path / "s", dtype)
+    store = ActivationStore.open(tmp_path / "s")
+    counts = store.sealed.nonfinite["train"]
+    assert (counts["mlp_out.0"].rows, counts["resid_post.1"].rows) == (20, 0)
+    rows = store.read_rows("train", "mlp_out.0", 0, 77).double().numpy()
+    assert_is(store.moments("mlp_out.0"), rows[np.isfinite(rows).all(1)])
+    assert store.moments("resid_post.1").count == 77

@@ -12,7 +12,6 @@ from atoms.activations.lock import StoreLock
 from atoms.activations.planted import SITE, PlantedSpec, load_truth, plant
 from atoms.activations.store import ActivationStore, StoreWriter
 from atoms.errors import AtomsError
-from atoms.geometry import Moments
 
 SMALL = PlantedSpec(width=12, atoms=8, active=2.0, rows=500)
 EXACT = PlantedSpec(width=40, atoms=30, active=3.0, low=0.5, high=1.5, noise=0.0, rows=20_000, seed=5)
@@ -72,17 +71,17 @@ def test_the_store_holds_what_was_drawn(tmp_path):
     store = ActivationStore.open(tmp_path / "s")
     assert {split: store.n_rows(split) for split in store.splits} == {"train": 400, "val": 50, "test": 50}
     assert torch.equal(store.read_rows("val", SITE, 0, 50), SMALL.draw("val", 0, 50))
-    assert torch.equal(load_truth(tmp_path / "s"), SMALL.truth()[0])
+    assert torch.equal(load_truth(ActivationStore.open(tmp_path / "s")), SMALL.truth()[0])
     rows = store.read_rows("train", SITE, 0, 400).double()
-    moments = Moments.load(store.moments_path(SITE))
+    moments = store.moments(SITE)
     assert moments.count == 400
     np.testing.assert_allclose(moments.outer, rows.T @ rows, rtol=1e-12)
     assert not list((tmp_path / "s" / "moments").glob("parts*"))
     assert not (tmp_path / "s.lock").exists()
 
 
-def test_a_store_of_text_has_no_truth(tmp_path):
-    assert load_truth(tmp_path) is None
+def test_a_store_of_text_has_no_truth(pristine):
+    assert load_truth(ActivationStore.open(pristine)) is None
 
 
 def plant_in_blocks(monkeypatch: pytest.MonkeyPatch, path: Path) -> ActivationStore:
@@ -110,7 +109,7 @@ def test_resumed_it_is_the_same_store(tmp_path, monkeypatch):
         ActivationStore.open(tmp_path / "resumed")
     resumed = plant_in_blocks(monkeypatch, tmp_path / "resumed")
     assert resumed.content_digest() == whole.content_digest()
-    assert torch.equal(Moments.load(resumed.moments_path(SITE)).outer, Moments.load(whole.moments_path(SITE)).outer)
+    assert torch.equal(resumed.moments(SITE).outer, whole.moments(SITE).outer)
 
 
 def test_codes_of_a_whole_block_are_never_in_memory(monkeypatch):

@@ -1,98 +1,37 @@
-"""Checkpoint files: whole or absent, and refused where a byte has changed."""
-
-import os
-import shutil
-import zipfile
-from pathlib import Path
-
 import pytest
-import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from atoms.errors import AtomsError
-from atoms.training.sealed import SealedCheckpointIO, require_whole
+from atoms.activations.sealed import DamagedFileError, seal, sha256_of, unseal
 
-CONTENT = {"weights": torch.arange(300.0), "nested": {"step": 3, "names": ["a", "b"]}}
-
-
-@pytest.fixture(scope="module")
-def sealed(tmp_path_factory) -> bytes:
-    path = tmp_path_factory.mktemp("sealed") / "deep" / "step.ckpt"
-    SealedCheckpointIO().save_checkpoint(CONTENT, path)
-    assert [child.name for child in path.parent.iterdir()] == ["step.ckpt"]
-    return path.read_bytes()
+plain = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(), inner, max_size=3),
+    max_leaves=8,
+)
 
 
-@pytest.fixture(scope="module")
-def place(tmp_path_factory) -> Path:
-    return tmp_path_factory.mktemp("damaged") / "x.ckpt"
-
-
-def test_is_an_archive_that_torch_reads_without_us(sealed, place):
-    place.write_bytes(sealed)
-    require_whole(place)
-    for content in (
-        torch.load(place, weights_only=True),
-        torch.load(place, weights_only=True, mmap=True),
-        SealedCheckpointIO().load_checkpoint(place, weights_only=True),
-    ):
-        assert torch.equal(content["weights"], CONTENT["weights"])
-        assert content["nested"] == CONTENT["nested"]
-    with zipfile.ZipFile(place) as archive:
-        assert archive.comment.startswith(b"atoms sha256 ")
-        assert archive.testzip() is None
+@given(st.dictionaries(st.text().filter(lambda key: key != "sha256"), plain, max_size=4))
+@settings(deadline=None)
+def test_what_was_sealed_comes_back(content):
+    assert unseal(seal(content)) == content
 
 
 @given(st.data())
-def test_any_changed_byte_is_refused(sealed, place, data):
-    damaged = bytearray(sealed)
-    damaged[data.draw(st.integers(0, len(sealed) - 1))] ^= data.draw(st.integers(1, 255))
-    place.write_bytes(damaged)
-    with pytest.raises(AtomsError, match=r"damaged|not a checkpoint"):
-        require_whole(place)
-    with pytest.raises(AtomsError):
-        SealedCheckpointIO().load_checkpoint(place)
+@settings(max_examples=300, deadline=None)
+def test_no_byte_can_change(data):
+    sealed = bytearray(seal({"rows": 12, "files": {"a/b": {"size": 3, "digest": "x"}}, "extra": {}}))
+    at = data.draw(st.integers(0, len(sealed) - 1))
+    sealed[at] = data.draw(st.integers(0, 255).filter(lambda value: value != sealed[at]))
+    with pytest.raises(DamagedFileError):
+        unseal(bytes(sealed))
 
 
-@given(st.data())
-def test_any_cut_or_growth_is_refused(sealed, place, data):
-    length = data.draw(st.integers(0, len(sealed) - 1))
-    place.write_bytes(data.draw(st.sampled_from([sealed[:length], sealed[length + 1 :], sealed + sealed[length:]])))
-    with pytest.raises(AtomsError, match=r"damaged|not a checkpoint"):
-        require_whole(place)
+@pytest.mark.parametrize("data", [b"", b"{}", b"[]", b"1", b'{"sha256": 5}', b"\xff\xfe", seal({"a": 1})[:-1], b"null"])
+def test_what_was_never_sealed(data):
+    with pytest.raises(DamagedFileError):
+        unseal(data)
 
 
-def test_without_a_seal_it_is_refused(place):
-    torch.save(CONTENT, place)
-    with pytest.raises(AtomsError, match="was not written by `atoms fit`"):
-        require_whole(place)
-
-
-def test_failure_leaves_the_old_file(place):
-    SealedCheckpointIO().save_checkpoint(CONTENT, place)
-    before = place.read_bytes()
-    with pytest.raises(Exception, match="pickle"):
-        SealedCheckpointIO().save_checkpoint({"weights": lambda: 0}, place)
-    assert place.read_bytes() == before
-    assert os.listdir(place.parent) == [place.name]
-
-
-def test_one_line_where_it_cannot_be_written(tmp_path):
-    (tmp_path / "file").write_text("")
-    with pytest.raises(AtomsError, match=r"x\.ckpt: cannot be written \(.*\); set checkpoint\.dirpath"):
-        SealedCheckpointIO().save_checkpoint(CONTENT, tmp_path / "file" / "x.ckpt")
-
-
-def test_full_disk(tmp_path):
-    if not Path("/dev/full").exists():
-        pytest.skip("needs /dev/full")
-    (tmp_path / ".x.ckpt.partial").symlink_to("/dev/full")
-    with pytest.raises(AtomsError, match="disk full; checkpoints before it are whole"):
-        SealedCheckpointIO().save_checkpoint(CONTENT, tmp_path / "x.ckpt")
-    assert not list(tmp_path.iterdir())
-
-
-def test_copies_keep_the_seal(sealed, place, tmp_path):
-    place.write_bytes(sealed)
-    require_whole(shutil.copy(place, tmp_path / "copy.ckpt"))
+def test_digests_are_the_known_ones():
+    assert sha256_of(b"abc").startswith("sha256:ba7816bf8f01cfea")

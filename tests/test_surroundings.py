@@ -121,7 +121,7 @@ class TestCache:
         self.assert_goes_on(words, disk)
 
     def test_fills_up(self, words, disk, refused, at_call):
-        at_call(StoreWriter, "_write_shards", 40, disk.fill)
+        at_call(StoreWriter, "_shards", 40, disk.fill)
         said = refused(words)
         assert "disk full, 0.00" in said
         assert "free that much and run `atoms cache` with the same config" in said
@@ -130,10 +130,10 @@ class TestCache:
         self.assert_goes_on(words, disk)
 
     def test_becomes_read_only(self, words, disk, refused, at_call):
-        at_call(StoreWriter, "_write_shards", 40, lambda: disk.remount("ro"))
+        at_call(StoreWriter, "_shards", 40, lambda: disk.remount("ro"))
         assert "cannot be written (Read-only file system" in refused(words)
         disk.remount("rw")
-        lock_path(disk.path / "store").unlink()  # which could not be deleted; its process, this one, still lives
+        lock_path(disk.path / "store").delete()  # which could not be deleted; its process, this one, still lives
         self.assert_goes_on(words, disk)
 
     def test_read_only_from_the_start(self, words, disk, refused):
@@ -152,7 +152,7 @@ class TestCache:
         for folder in disk.path.parents:
             if folder.stat().st_mode & 0o055 != 0o055 and str(folder).startswith("/tmp/"):
                 folder.chmod(0o755)
-        at_call(StoreWriter, "_write_shards", 40, nobody)
+        at_call(StoreWriter, "_shards", 40, nobody)
         try:
             assert "cannot be written (Permission denied" in refused(words)
         finally:

@@ -12,9 +12,9 @@ from atoms.cli import main
 from atoms.geometry import AtomicInnerProduct
 from atoms.sae import ThresholdSAE
 from atoms.training import checkpoint
+from atoms.training.checkpoint_file import SealedCheckpointIO
 from atoms.training.codes_writer import CodesWriter
 from atoms.training.members import SINGLE
-from atoms.training.sealed import SealedCheckpointIO
 
 
 @pytest.fixture

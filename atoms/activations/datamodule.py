@@ -3,7 +3,6 @@
 import time
 from collections.abc import Iterator
 from dataclasses import replace
-from pathlib import Path
 from typing import Any, Literal
 
 import lightning as L
@@ -13,8 +12,10 @@ from lightning.pytorch.utilities import rank_zero_only
 from numpy.typing import NDArray
 from torch import Tensor
 
+from atoms.activations.cache import GIB, ChunkCache, default_folder
 from atoms.activations.harvest import harvest as harvest_store
 from atoms.activations.harvest_spec import HarvestSpec
+from atoms.activations.location import locate
 from atoms.activations.manifest import is_complete
 from atoms.activations.matrix import MatrixSpec, import_matrix
 from atoms.activations.order import Order
@@ -49,16 +50,18 @@ class ActivationDataModule(L.LightningDataModule):
     (synthetic rows with known atoms). ``store`` together with one of the others names the directory to write.
 
     Args:
-        store: Directory of the store; found from the settings' digest if left out.
+        store: Directory or URL (s3://, gs://, http://) of the store; found from the settings' digest if left out.
         harvest: The language model, corpus and sites to harvest if the store is missing.
         planted: Synthetic rows to make if the store is missing.
         matrix: Files of activations to import if the store is missing.
         batch_size: Rows of an optimizer step's batch, all ranks together.
         lanes: Lanes the shuffled order is dealt to; a multiple of the number of ranks that divides the batch.
         pool_mib: Memory of the shuffle pools in MiB, all ranks together.
-        max_norm: Leave out rows whose norm exceeds this multiple of the site's median; null keeps all.
+        max_norm: Leave out rows whose norm exceeds this multiple of the site's median; null keeps all finite ones.
         seed: Seed of the order of rows.
         verify: ``first`` checks each chunk's checksum on its first read, ``always`` on every read.
+        cache_dir: Where chunks of a store behind a URL are kept; $ATOMS_CACHE or ~/.cache/atoms if left out.
+        cache_gib: Most GiB kept there; 0 keeps none.
     """
 
     def __init__(
@@ -73,6 +76,8 @@ class ActivationDataModule(L.LightningDataModule):
         max_norm: float | None = 10.0,
         seed: int = 0,
         verify: Literal["first", "always"] = "first",
+        cache_dir: str | None = None,
+        cache_gib: float = 20.0,
     ) -> None:
         super().__init__()
         sources = {"harvest": harvest, "planted": planted, "matrix": matrix}
@@ -85,10 +90,13 @@ class ActivationDataModule(L.LightningDataModule):
             raise AtomsError(f"data.pool_mib is {pool_mib}: give at least 1")
         if max_norm is not None and not max_norm > 1:
             raise AtomsError(f"data.max_norm is {max_norm}: give a multiple of the median above 1, or null to keep all")
+        if not cache_gib >= 0:
+            raise AtomsError(f"data.cache_gib is {cache_gib}: give a number of GiB, or 0 for no cache")
+        self.cache_dir, self.cache_gib = cache_dir, cache_gib
         self.batch_size, self.lanes, self.pool_mib = batch_size, lanes, pool_mib
         self.max_norm, self.seed, self.verify = max_norm, seed, verify
         if store is not None:
-            self.path = Path(store)
+            self.path = locate(store)
         elif self.source is not None:
             self.path = self.source.directory()
         else:
@@ -151,7 +159,7 @@ class ActivationDataModule(L.LightningDataModule):
 
     def prepare_data(self) -> None:
         """Fail clearly where the store is not whole; making it is `ensure`'s."""
-        ActivationStore.open(self.path, self.verify)
+        self._open()
 
     # ------------------------------------------------------------------------------------------ reading it
 
@@ -163,26 +171,36 @@ class ActivationDataModule(L.LightningDataModule):
     def store(self) -> ActivationStore:
         """The open store."""
         if self._store is None:
-            self._store = ActivationStore.open(self.path, self.verify)
+            self._store = self._open()
         return self._store
+
+    def _open(self) -> ActivationStore:
+        cache = None
+        if self.path.remote and self.cache_gib > 0:
+            cache = ChunkCache(self.cache_dir or default_folder(), int(self.cache_gib * GIB))
+        return ActivationStore.open(self.path, self.verify, cache)
 
     @property
     def truth(self) -> Tensor | None:
         """Planted atoms (T, H), or None."""
-        return load_truth(self.path)
+        return load_truth(self.store)
 
     def valid(self, split: str) -> NDArray[np.bool_] | None:
         """Rows that no site's norm excludes, (N,) bool; None where all are kept.
 
-        The medians are those of the training rows, for every split.
+        The medians are those of the training rows, for every split. Rows that are not finite are never kept.
         """
-        if self.max_norm is None:
+        if self.max_norm is None and not self.store.sealed.nonfinite_rows(split):
             return None
         if split not in self._masks:
             mask = np.ones(self.store.n_rows(split), bool)
             for site in self.store.sites:
-                limit = self.max_norm * float(np.median(self.store.norms("train", site)))
-                mask &= self.store.norms(split, site) <= limit
+                norms = self.store.norms(split, site)
+                mask &= np.isfinite(norms)
+                if self.max_norm is not None:
+                    training = self.store.norms("train", site)
+                    training = training[np.isfinite(training)]
+                    mask &= norms <= self.max_norm * float(np.median(training)) if len(training) else False
             self._masks[split] = None if mask.all() else mask
         return self._masks[split]
 
@@ -210,13 +228,14 @@ class ActivationDataModule(L.LightningDataModule):
 
     def moments(self, site: str) -> Moments:
         """Moments of the training rows that are used."""
-        moments = Moments.load(self.store.moments_path(site))
+        moments = self.store.moments(site)
         mask = self.valid("train")
         if mask is None:
             return moments
-        # The few rows left out are subtracted: only their chunks are read.
+        # The few rows left out are subtracted: only their chunks are read. What is not finite was never counted.
+        left_out = ~mask & np.isfinite(self.store.norms("train", site))
         for chunk, rows in enumerate(self.store.chunks("train")):
-            excluded = np.flatnonzero(~mask[rows.start : rows.stop])
+            excluded = np.flatnonzero(left_out[rows.start : rows.stop])
             if len(excluded):
                 values = self.store.to_torch(self.store.read_chunk("train", site, chunk))
                 out = Moments.from_rows(values[torch.from_numpy(excluded)])

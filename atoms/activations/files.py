@@ -1,7 +1,6 @@
 """Files that are either whole or absent, also after a power cut."""
 
 import errno
-import json
 import os
 import shutil
 from collections.abc import Iterator
@@ -11,6 +10,8 @@ from typing import Any
 from uuid import uuid4
 
 from atoms.errors import AtomsError
+
+PARTIAL = ".partial"  # what is being written under another name; whatever bears it after a kill is swept away
 
 
 def fsync(path: Path) -> None:
@@ -22,28 +23,34 @@ def fsync(path: Path) -> None:
         os.close(descriptor)
 
 
-def fsync_tree(path: Path) -> None:
-    """Flush a directory with everything below it."""
-    for folder, _, names in os.walk(path):
-        for name in names:
-            fsync(Path(folder, name))
-        fsync(Path(folder))
+def make_folder(path: Path) -> None:
+    """Make a directory, and those above it, so that they outlive a power cut."""
+    if not path.is_dir():
+        make_folder(path.parent)
+        path.mkdir(exist_ok=True)
+        fsync(path.parent)
 
 
-def write_json(path: Path, content: Any) -> None:
-    """Write JSON so that a reader sees the old file or the new one, never a part."""
-    partial = path.with_name(f"{path.name}.{uuid4().hex}.partial")
-    with partial.open("w", encoding="utf-8") as file:
-        json.dump(content, file, indent=1, sort_keys=True)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(partial, path)
+def write_file(path: Path, content: Any) -> None:
+    """Write bytes so that a reader sees the old file or the new one, never a part.
+
+    Args:
+        path: File to write; its directory is made if need be.
+        content: Anything with the buffer protocol.
+    """
+    make_folder(path.parent)
+    partial = path.with_name(f"{path.name}.{uuid4().hex}{PARTIAL}")
+    try:
+        with partial.open("wb", buffering=0) as file:
+            left = memoryview(content).cast("B")
+            while left:  # a raw write may take less than it is given
+                left = left[file.write(left) :]
+            os.fsync(file.fileno())
+        os.replace(partial, path)
+    except BaseException:
+        partial.unlink(missing_ok=True)
+        raise
     fsync(path.parent)
-
-
-def read_json(path: Path) -> Any:
-    """Read a JSON file."""
-    return json.loads(path.read_text(encoding="utf-8"))
 
 
 def free_bytes(path: Path) -> int:
@@ -59,11 +66,11 @@ def gigabytes(size: int) -> str:
 
 
 @contextmanager
-def disk_errors(path: Path, needed: int) -> Iterator[None]:
+def disk_errors(path: object, needed: int) -> Iterator[None]:
     """Turn what can go wrong with a disk into one line.
 
     Args:
-        path: the store.
+        path: the store, as the user named it.
         needed: bytes still to be written, for the message.
 
     Raises:

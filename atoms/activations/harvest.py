@@ -5,7 +5,6 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, nullcontext
-from pathlib import Path
 from typing import Any
 
 import lightning as L
@@ -19,7 +18,6 @@ from torch.utils.data import DataLoader, IterableDataset
 from transformers import PreTrainedTokenizerBase
 from transformers.utils import logging as transformers_logging
 
-from atoms.activations.files import free_bytes
 from atoms.activations.grid import Grid, Span
 from atoms.activations.grouping import near_duplicate_groups
 from atoms.activations.harvest_spec import HarvestSpec
@@ -33,6 +31,7 @@ from atoms.activations.language_model import (
     pad_batch,
     special_tokens,
 )
+from atoms.activations.location import Location, Where, locate
 from atoms.activations.lock import StoreLock
 from atoms.activations.moments_writer import MomentsWriter
 from atoms.activations.plan import Block, RowPlan
@@ -150,7 +149,7 @@ class HarvestModule(L.LightningModule):
         resolved: ResolvedModel,
         plan: RowPlan,
         spec: StoreSpec,
-        path: Path,
+        path: Location,
         pad_id: int | None,
         batch_tokens: int,
         facts: dict[str, Any],
@@ -286,14 +285,17 @@ class HarvestModule(L.LightningModule):
         self.trainer.strategy.barrier("blocks written")
         if self.trainer.is_global_zero:
             self.moments.pool()
-            self.writer.finalise({**self.facts, "seconds": round(time.monotonic() - self.started, 1)})
+            seconds = round(time.monotonic() - self.started, 1)
+            sealed = self.writer.finalise({**self.facts, "seconds": seconds})
+            if warning := sealed.warning(self.spec.dtype):
+                announce(f"note     {warning}")
             self.moments.sweep()
         self.trainer.strategy.barrier("store complete")
         # The weights are not needed again; a reference from the trainer would keep them alive through the fit.
         del self.model, self.reader
 
 
-def harvest(settings: HarvestSpec, path: Path, trainer_settings: dict[str, Any]) -> None:
+def harvest(settings: HarvestSpec, path: Where, trainer_settings: dict[str, Any]) -> None:
     """Harvest into ``path``, going on where an earlier try ended. Every rank calls it, outside any running trainer.
 
     Args:
@@ -306,8 +308,9 @@ def harvest(settings: HarvestSpec, path: Path, trainer_settings: dict[str, Any])
     """
     leave_at_exit()
     first = rank_zero_only.rank == 0  # type: ignore[attr-defined]
-    with StoreLock(path) if first else nullcontext():
-        module = _prepare(settings, path)
+    place = locate(path)
+    with StoreLock(place) if first else nullcontext():
+        module = _prepare(settings, place)
         trainer = L.Trainer(
             **{**trainer_settings, **settings.trainer},
             logger=False,
@@ -320,7 +323,7 @@ def harvest(settings: HarvestSpec, path: Path, trainer_settings: dict[str, Any])
             trainer.predict(module, return_predictions=False)
 
 
-def _prepare(settings: HarvestSpec, path: Path) -> HarvestModule:
+def _prepare(settings: HarvestSpec, path: Location) -> HarvestModule:
     """Tokenise, group, deal and plan; say what it will cost."""
     resolved = settings.resolved
     tokenizer = load_tokenizer(resolved)
@@ -371,16 +374,26 @@ def _prepare(settings: HarvestSpec, path: Path) -> HarvestModule:
     spec = StoreSpec(widths, settings.storage, plan.n_rows, grid, settings.seed, settings.identity)
     block_bytes = min(grid.block_rows, max(rows.values())) * held_bytes
     moment_bytes = 8 * sum(width**2 for width in widths.values())
+    free = path.free()
     for line in (
         f"harvest  {settings.model.name}: {', '.join(f'{site} ({width})' for site, width in widths.items())}",
         f"text     {len(text.ids):,} documents in {len(np.unique(groups)):,} groups, {text.n_tokens:,} tokens",
         f"rows     {sum(rows.values()):,} ({', '.join(f'{split} {count:,}' for split, count in rows.items())})",
         *(f"note     {note}" for note in (*text.notes, *dealt.warnings)),
-        f"disk     {size(spec.disk_bytes)} in {path} ({size(free_bytes(path))} free)",
+        f"disk     {size(spec.disk_bytes)} in {path}" + ("" if free is None else f" ({size(free)} free)"),
         f"memory   {size(block_bytes)} a rank for a block of rows, {size(moment_bytes)} for moments, beside the model",
     ):
         announce(line)
-    facts = {"documents": len(text.ids), "groups": len(np.unique(groups)), "model_path": str(resolved.path)}
+    facts = {
+        "documents": len(text.ids),
+        "groups": len(np.unique(groups)),
+        "splits": {
+            split: {"documents": len(documents), "groups": len(np.unique(groups[documents]))}
+            for split in shares
+            for documents in [dealt.documents(split)]
+        },
+        "model_path": str(resolved.path),
+    }
     return HarvestModule(resolved, plan, spec, path, tokenizer.pad_token_id, settings.batch_tokens, facts)
 
 

@@ -2,7 +2,6 @@
 
 from dataclasses import dataclass, field
 from functools import cached_property
-from pathlib import Path
 from typing import Any, Literal, get_args
 
 import torch
@@ -11,6 +10,7 @@ from atoms.activations.corpus import Corpus
 from atoms.activations.grouping import SHINGLE
 from atoms.activations.identity import digest_of
 from atoms.activations.language_model import ModelSpec, ResolvedModel, meta_model, resolve
+from atoms.activations.location import Location, locate
 from atoms.activations.site_reader import site_widths
 from atoms.activations.spec import STORAGE
 from atoms.activations.tokenised import Selection
@@ -35,7 +35,7 @@ class HarvestSpec:
     """Places in the model: ``resid_post.3`` (after block 3, counted from 0), ``mlp_out.3``, or any module's path;
     ``atoms sites`` lists them."""
     root: str = "activations"
-    """Directory under which stores are kept."""
+    """Directory, or URL of a prefix, under which stores are kept."""
     context: int = 128
     """Longest sequence in tokens, special tokens not counted."""
     tokens: Selection = "all"
@@ -138,10 +138,10 @@ class HarvestSpec:
             "seed": self.seed,
         }
 
-    def directory(self) -> Path:
+    def directory(self) -> Location:
         """Where the store is kept: a name that carries the identity's digest."""
         name = "".join(c if c.isalnum() or c in "-_" else "-" for c in self.model.name.removeprefix("package:"))
-        return Path(self.root) / f"{name.strip('-')[-80:]}-{digest_of(self.identity)[:12]}"
+        return locate(self.root) / f"{name.strip('-')[-80:]}-{digest_of(self.identity)[:12]}"
 
     def widths(self) -> dict[str, int]:
         """Width of every site, from a model without weights."""

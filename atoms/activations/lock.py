@@ -9,9 +9,10 @@ import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import Any, Self
 from uuid import uuid4
 
+from atoms.activations.location import Location, Where, locate
 from atoms.errors import AtomsError
 
 HEARTBEAT_SECONDS = 5.0
@@ -65,16 +66,18 @@ class Holder:
         return _process(self.pid) == self.process
 
 
-def lock_path(path: str | os.PathLike[str]) -> Path:
+def lock_path(path: Where) -> Location:
     """Return the lock file of a store: beside it, so that the store may not exist yet."""
-    path = Path(path)
-    return path.with_name(f"{path.name}.lock")
+    return locate(path).beside(".lock")
 
 
-def holder(path: str | os.PathLike[str]) -> Holder | None:
+def holder(path: Where) -> Holder | None:
     """Return the live holder of a store's lock, or None."""
-    found = _read(lock_path(path))
-    return found if found is not None and found.alive else None
+    place = locate(path)
+    if not place.writable:
+        return None
+    found = _read(lock_path(place))
+    return found[0] if found is not None and found[0].alive else None
 
 
 class StoreLock:
@@ -89,8 +92,8 @@ class StoreLock:
         AtomsError: on entering, if another writer holds the lock or it cannot be created.
     """
 
-    def __init__(self, path: str | os.PathLike[str]) -> None:
-        self.store = Path(path)
+    def __init__(self, path: Where) -> None:
+        self.store = locate(path)
         self.path = lock_path(path)
         self._stop = threading.Event()
         self._thread: threading.Thread | None = None
@@ -101,7 +104,6 @@ class StoreLock:
             raise RuntimeError("this lock is already held")
         me = Holder.me()
         try:
-            self.path.parent.mkdir(parents=True, exist_ok=True)
             self._acquire(self.path, me)
         except OSError as error:
             raise AtomsError(
@@ -121,79 +123,61 @@ class StoreLock:
         assert self._thread is not None
         self._stop.set()
         self._thread.join()
-        with contextlib.suppress(OSError):  # a disk that has become read-only; our process will be seen to be dead
-            if self._mine(self._me):
-                self.path.unlink(missing_ok=True)
+        # A disk that has become read-only, a network that has gone: our process will be seen to be dead.
+        with contextlib.suppress(OSError, AtomsError):
+            found = _read(self.path)
+            if found is not None and found[0].token == self._me.token:
+                self.path.delete()
         self._me = self._thread = None
 
-    def _acquire(self, path: Path, me: Holder) -> None:
+    def _acquire(self, path: Location, me: Holder) -> None:
         """Create ``path`` with our record, or take it over from the dead.
 
         Several takers may find the same dead holder. Only the one that creates the file named after the dead
         holder's token may replace that holder's record, and it looks again after it has won: a winner before it may
         have finished meanwhile. That file is itself a lock whose holder may die, hence the recursion.
         """
-        while not _create(path, me):
-            found = _read(path)
-            if found is None:
+        record = json.dumps(asdict(me)).encode()
+        while not path.create(record):
+            read = _read(path)
+            if read is None:
                 continue  # released between the two calls
+            found = read[0]
             if found.alive:
                 raise AtomsError(
                     f"data.store={self.store}: being written by process {found.pid} on {found.host} (last sign of life "
                     f"{found.age:.0f} s ago, lock {self.path}); wait for it or stop it, then run the command again"
                 )
-            claim = self.path.with_name(f"{self.path.name}.{found.token}")
+            claim = self.path.beside(f".{found.token}")
             self._acquire(claim, me)
             try:
                 current = _read(path)
-                if current is not None and current.token == found.token:
-                    _replace(path, me)
+                if current is not None and current[0].token == found.token:
+                    path.write(record)
                     return
             finally:
-                claim.unlink(missing_ok=True)
-
-    def _mine(self, me: Holder) -> bool:
-        found = _read(self.path)
-        return found is not None and found.token == me.token
+                claim.delete()
 
     def _beat(self, me: Holder) -> None:
         while not self._stop.wait(HEARTBEAT_SECONDS):
-            with contextlib.suppress(OSError):  # a network disk may fail for a while; the next beat will do
-                if self._mine(me):
-                    os.utime(self.path)
+            with contextlib.suppress(OSError, AtomsError):  # a network may fail for a while; the next beat will do
+                found = _read(self.path)
+                if found is not None and found[0].token == me.token:
+                    self.path.refresh(*found[1:])
 
 
-def _create(path: Path, me: Holder) -> bool:
+def _read(path: Location) -> tuple[Holder, bytes, Any] | None:
+    """The holder of a lock, the bytes of its record, and their version."""
     try:
-        descriptor = os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o644)
-    except FileExistsError:
-        return False
-    try:
-        with os.fdopen(descriptor, "w", encoding="utf-8") as file:
-            json.dump(asdict(me), file)
-    except OSError:  # a full disk; an empty lock would keep everybody out for a minute
-        path.unlink(missing_ok=True)
-        raise
-    return True
-
-
-def _replace(path: Path, me: Holder) -> None:
-    fresh = path.with_name(f"{path.name}.{me.token}.partial")
-    _create(fresh, me)
-    os.replace(fresh, path)
-
-
-def _read(path: Path) -> Holder | None:
-    try:
-        heartbeat = path.stat().st_mtime
-        content = path.read_text(encoding="utf-8")
+        content, heartbeat, version = path.stamp()
     except FileNotFoundError:
         return None
     try:
-        return Holder(**(json.loads(content) | {"heartbeat": heartbeat}))
+        return Holder(**(json.loads(content) | {"heartbeat": heartbeat})), content, version
     except (ValueError, TypeError):
         # created a moment ago and not yet filled, or left empty by a crash: only its age can tell
-        return Holder("an unknown host", "", 0, "", heartbeat, f"unreadable-{heartbeat:.6f}", heartbeat)
+        unknown = Holder("an unknown host", "", 0, "", heartbeat, f"unreadable-{heartbeat:.6f}", heartbeat)
+        return unknown, content, version
 
 
 def _namespace() -> str:

@@ -4,7 +4,6 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
-from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
@@ -12,10 +11,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from atoms.activations.files import free_bytes
 from atoms.activations.grid import Grid, Span
 from atoms.activations.harvest import announce
 from atoms.activations.identity import digest_of
+from atoms.activations.location import Location, Where, locate
 from atoms.activations.lock import StoreLock
 from atoms.activations.matrix_files import FILES, Column, Site, content_digests
 from atoms.activations.moments_writer import MomentsWriter
@@ -127,7 +126,7 @@ class MatrixSpec:
             self.column(name)  # what does not fit is said before files are read whole
         beside = {name: column.path for name, column in self.columns.items()}
         paths = [path for site in self.sites.values() for path in site.paths]
-        digests = content_digests([*paths, *beside.values()], Path(self.root))
+        digests = content_digests([*paths, *beside.values()], self.root)
         return {
             "kind": "matrix",
             "files": {name: [digests[path] for path in site.paths] for name, site in self.sites.items()},
@@ -139,11 +138,11 @@ class MatrixSpec:
             "seed": self.seed,
         }
 
-    def directory(self) -> Path:
+    def directory(self) -> Location:
         """Where the store is kept: a name that carries the identity's digest."""
         stem = next(iter(self.sites.values())).paths[0].stem
         name = "".join(c if (c.isascii() and c.isalnum()) or c in "-_" else "-" for c in stem).strip("-")[-80:]
-        return Path(self.root) / f"{name or 'matrix'}-{digest_of(self.identity)[:12]}"
+        return locate(self.root) / f"{name or 'matrix'}-{digest_of(self.identity)[:12]}"
 
     # ------------------------------------------------------------------------------------------ documents
 
@@ -292,7 +291,7 @@ class Twins:
         return int(np.isin(self._sorted, np.unique(np.concatenate(self._train))).sum())
 
 
-def import_matrix(spec: MatrixSpec, path: Path) -> None:
+def import_matrix(spec: MatrixSpec, path: Where) -> None:
     """Write the store of ``spec`` to ``path``, going on where an earlier try ended. One process does it alone.
 
     Every block is read from the files in their order, each window once, and shuffled in memory.
@@ -304,11 +303,12 @@ def import_matrix(spec: MatrixSpec, path: Path) -> None:
     with StoreLock(path):
         deal, widths = Deal(spec), spec.widths()
         row_bytes = [width * STORAGE[spec.storage][0].itemsize for width in widths.values()]
-        stored = stored_spec(path)
+        place = locate(path)
+        stored = stored_spec(place)
         # A store begun with another memory setting is continued on the grid it has.
         grid = stored.grid if stored else Grid.choose(row_bytes, deal.n_rows, spec.memory_mib * 2**20)
         store = StoreSpec(widths, spec.storage, deal.n_rows, grid, spec.seed, spec.identity)
-        for line in _costs(spec, deal, store, path):
+        for line in _costs(spec, deal, store, place):
             announce(line)
         writer = StoreWriter.open(path, store)
         pending = set(writer.pending)
@@ -325,6 +325,7 @@ def import_matrix(spec: MatrixSpec, path: Path) -> None:
                     broken[site] += _not_finite(values)
                 twins.see(span.split, [_bits(values) for values in rows.values()])
                 meter.advance(span.rows)
+                del rows  # before the next ones take their place
         moments.finish()
         moments.pool()
         held_out = deal.n_rows["val"] + deal.n_rows["test"]
@@ -343,7 +344,7 @@ def import_matrix(spec: MatrixSpec, path: Path) -> None:
         moments.sweep()
 
 
-def _costs(spec: MatrixSpec, deal: Deal, store: StoreSpec, path: Path) -> Iterator[str]:
+def _costs(spec: MatrixSpec, deal: Deal, store: StoreSpec, place: Location) -> Iterator[str]:
     sites = (f"{name} ({site.width}) from {_files(site)}" for name, site in spec.sites.items())
     yield f"import   {', '.join(sites)}"
     yield (
@@ -357,10 +358,11 @@ def _costs(spec: MatrixSpec, deal: Deal, store: StoreSpec, path: Path) -> Iterat
             "one text may be learnt from and held out where such spans meet"
         )
     yield from (f"note     {warning}" for warning in deal.warnings)
-    yield f"disk     {size(store.disk_bytes)} in {path} ({size(free_bytes(path))} free)"
+    free = place.free()
+    yield f"disk     {size(store.disk_bytes)} in {place}" + ("" if free is None else f" ({size(free)} free)")
     block = min(store.grid.block_rows, max(store.splits.values())) * sum(store.row_bytes)
     beside = spec.rows + 16 * len(deal.starts) + 8 * (deal.n_rows["val"] + deal.n_rows["test"])
-    yield f"memory   {size(block + beside)}: a block of rows, the split of every row, fingerprints of held-out rows"
+    yield f"memory   {size(2 * block + beside)}: two blocks, the split of every row, fingerprints of held-out ones"
 
 
 def _read(spec: MatrixSpec, deal: Deal, span: Span) -> dict[str, Tensor]:
@@ -380,7 +382,8 @@ def _read_back(writer: StoreWriter, span: Span) -> dict[str, Tensor]:
     """Rows of a block that an earlier try wrote."""
     rows = {}
     for site in writer.spec.sites:
-        found = ChunkReader(writer.path / acts_path(span.split, site)).read_rows(span.start, span.stop)
+        array = writer.spec.array(acts_path(span.split, site))
+        found = ChunkReader(writer.path, array, writer.spec.grid).read_rows(span.start, span.stop)
         bits = torch.from_numpy(found)
         rows[site] = bits.view(torch.bfloat16) if writer.spec.dtype == "bfloat16" else bits
     return rows

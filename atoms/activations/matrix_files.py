@@ -2,6 +2,7 @@
 
 import glob
 import hashlib
+import json
 import os
 import re
 from abc import ABC, abstractmethod
@@ -18,7 +19,7 @@ from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from atoms.activations.files import read_json, write_json
+from atoms.activations.files import write_file
 from atoms.errors import AtomsError
 from atoms.progress import Meter
 
@@ -283,18 +284,18 @@ class Column:
         return rows[:, 0] if rows.shape[1] == 1 else rows
 
 
-def content_digests(paths: list[Path], root: Path) -> dict[Path, str]:
+def content_digests(paths: list[Path], root: str) -> dict[Path, str]:
     """Hex sha256 of every file's content; of a folder's files with their names below it.
 
     The digest of a large file is kept in ``root`` and taken from there while size and time of change are the same.
 
     Args:
         paths: Files and folders.
-        root: Where stores are kept.
+        root: Where stores are kept; behind a URL nothing is.
     """
-    kept = root / DIGESTS
+    kept = Path(root, DIGESTS)
     try:
-        known: dict[str, Any] = read_json(kept)
+        known: dict[str, Any] = json.loads(kept.read_text(encoding="utf-8"))
     except (OSError, ValueError):
         known = {}
     digests, todo = {}, {}
@@ -310,8 +311,8 @@ def content_digests(paths: list[Path], root: Path) -> dict[Path, str]:
             digests[path] = _sha256(path, meter)
             if size > HASHED_ALWAYS:
                 known[str(path.resolve())] = {"state": state, "sha256": digests[path]}
-    if any(size > HASHED_ALWAYS for size in todo.values()) and root.is_dir() and os.access(root, os.W_OK):
-        write_json(kept, known)
+    if any(size > HASHED_ALWAYS for size in todo.values()) and os.path.isdir(root) and os.access(root, os.W_OK):
+        write_file(kept, json.dumps(known, indent=1).encode())
     return digests
 
 

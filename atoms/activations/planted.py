@@ -2,20 +2,20 @@
 
 import math
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from safetensors.torch import load_file, save
+from safetensors.torch import load, save
 from torch import Tensor
 
-from atoms.activations.files import disk_errors, fsync
 from atoms.activations.grid import Grid
 from atoms.activations.identity import digest_of
+from atoms.activations.location import Location, Where, locate
 from atoms.activations.lock import StoreLock
 from atoms.activations.moments_writer import MomentsWriter
 from atoms.activations.spec import StoreSpec
+from atoms.activations.store import ActivationStore
 from atoms.activations.writer import StoreWriter
 from atoms.errors import AtomsError
 from atoms.progress import Meter
@@ -35,7 +35,7 @@ class PlantedSpec:
     """
 
     root: str = "activations"
-    """Directory under which the store is kept."""
+    """Directory, or URL of a prefix, under which the store is kept."""
     width: int = 64
     """Width H of a row."""
     atoms: int = 128
@@ -73,9 +73,9 @@ class PlantedSpec:
         """What the rows depend on."""
         return {"kind": "planted", **{key: value for key, value in asdict(self).items() if key != "root"}}
 
-    def directory(self) -> Path:
+    def directory(self) -> Location:
         """Where the store is kept: a name that carries the settings' digest."""
-        return Path(self.root) / f"planted-{self.width}-{self.atoms}-{digest_of(self.identity)[:12]}"
+        return locate(self.root) / f"planted-{self.width}-{self.atoms}-{digest_of(self.identity)[:12]}"
 
     def widths(self) -> dict[str, int]:
         """Width of the one site."""
@@ -106,7 +106,7 @@ class PlantedSpec:
         return torch.from_numpy(rows)
 
 
-def plant(spec: PlantedSpec, path: Path) -> None:
+def plant(spec: PlantedSpec, path: Where) -> None:
     """Write the store of ``spec`` to ``path``, going on where an earlier try ended. One process does it alone.
 
     Raises:
@@ -133,14 +133,12 @@ def plant(spec: PlantedSpec, path: Path) -> None:
                 meter.advance(span.rows)
         moments.finish()
         moments.pool()
-        with disk_errors(path, 0):
-            (path / PLANTED_FILE).write_bytes(save({"atoms": spec.truth()[0].contiguous()}))
-            fsync(path / PLANTED_FILE)
+        writer.write_file(PLANTED_FILE, save({"atoms": spec.truth()[0].contiguous()}))
         writer.finalise()
         moments.sweep()
 
 
-def load_truth(store: Path) -> Tensor | None:
+def load_truth(store: ActivationStore) -> Tensor | None:
     """Planted atoms (T, H) of a store, or None where nothing was planted."""
-    path = store / PLANTED_FILE
-    return load_file(path)["atoms"] if path.exists() else None
+    data = store.read_file(PLANTED_FILE)
+    return None if data is None else load(data)["atoms"]

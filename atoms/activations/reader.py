@@ -1,26 +1,26 @@
 """Reading one array chunk by chunk, with checksums, at little more than the cost of a copy."""
 
 from collections.abc import Iterator
-from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import google_crc32c
 import numpy as np
-import zarr
 from numpy.typing import NDArray
 
-from atoms.activations.files import read_json
+from atoms.activations.cache import ChunkCache
+from atoms.activations.grid import CHUNK_BYTES, Grid
+from atoms.activations.location import Location
+from atoms.activations.shard import CRC_BYTES, index
+from atoms.activations.spec import ArraySpec, shard_path
 
-_LITTLE = {"name": "bytes", "configuration": {"endian": "little"}}
-_CRC = {"name": "crc32c"}
-_ABSENT = np.uint64(2**64 - 1)
+WHOLE_BYTES = CHUNK_BYTES  # shards up to this size are fetched whole from afar: one round trip instead of many
 
 
 class DamagedChunkError(Exception):
     """A chunk whose bytes are not those that were written.
 
     Args:
-        file: the shard, relative to the array.
+        file: the shard, relative to the store.
         chunk: number of the chunk in the array.
         reason: what is wrong, a clause.
     """
@@ -33,36 +33,53 @@ class DamagedChunkError(Exception):
 
 
 class ChunkReader:
-    """One sharded zarr v3 array, cut along its rows only.
+    """One array of a store. Every chunk lies where its number says, and is checked by its own checksum.
 
-    Arrays as this package writes them (uncompressed, crc32c, little-endian) are read straight from the shard; any
-    other chain of codecs goes through zarr. Safe to share between threads and to inherit by a fork: nothing stays
-    open between calls.
+    A shard's index is checked when the shard is first touched: another writer may have put the chunks in another order.
+    The array's metadata is never asked: the store's spec says all of it. Safe to share between threads and to inherit
+    by a fork: nothing stays open between calls.
 
     Args:
-        path: the array's directory.
-        verify: ``first`` checks a chunk's checksum the first time it is read, ``always`` every time.
+        root: the store.
+        array: which of its arrays.
+        grid: how its rows are cut.
+        verify: ``first`` checks a chunk's checksum the first time it is read, ``always`` every time. What comes from
+            afar or out of a cache is always checked.
+        cache: keeps what was fetched from afar.
+        content: digest of the store's content, under which the cache keeps it.
     """
 
-    def __init__(self, path: Path, verify: str = "first") -> None:
-        self.path = path
-        self._metadata = read_json(path / "zarr.json")
-        self.shape: tuple[int, ...] = tuple(self._metadata["shape"])
-        self._shard_rows: int = self._metadata["chunk_grid"]["configuration"]["chunk_shape"][0]
-        self.chunk_rows, self._direct = self._inspect()
-        self.dtype: np.dtype[Any] = np.dtype(self._metadata["data_type"]).newbyteorder("<")
-        self._always = verify == "always"
+    def __init__(
+        self,
+        root: Location,
+        array: ArraySpec,
+        grid: Grid,
+        verify: str = "first",
+        cache: ChunkCache | None = None,
+        content: str = "",
+    ) -> None:
+        self.root, self.array, self.grid = root, array, grid
+        self.shape, self.dtype = array.shape, array.dtype.newbyteorder("<")
+        self.chunk_rows = grid.chunk_rows
+        self._row_bytes = self.dtype.itemsize * int(np.prod(self.shape[1:], dtype=np.int64))
+        self._stride = self.chunk_rows * self._row_bytes + CRC_BYTES
+        self._always = verify == "always" or root.remote
         self._verified: set[int] = set()
-        self._indices: dict[int, NDArray[np.uint64]] = {}
-        self._array: Any = None  # opened on first use, and only where zarr must decode
+        self._indexed: set[int] = set()
+        self._cache, self._content = cache, content
+        self._held: tuple[str, bytes] = ("", b"")  # the small shard fetched last, where no cache keeps it
 
     def __len__(self) -> int:
         """Count the chunks."""
-        return -(-self.shape[0] // self.chunk_rows)
+        return self.grid.n_chunks(self.shape[0])
 
     def rows(self, chunk: int) -> range:
         """Return the rows of a chunk."""
         return range(chunk * self.chunk_rows, min((chunk + 1) * self.chunk_rows, self.shape[0]))
+
+    def buffer(self) -> NDArray[Any]:
+        """Return memory for one chunk."""
+        return np.empty((self.chunk_rows, *self.shape[1:]), self.dtype)
 
     def read(self, chunk: int, out: NDArray[Any] | None = None) -> NDArray[Any]:
         """Read one chunk.
@@ -80,15 +97,28 @@ class ChunkReader:
         if not 0 <= chunk < len(self):
             raise IndexError(f"chunk {chunk} of {len(self)}")
         if out is None:
-            out = np.empty((self.chunk_rows, *self.shape[1:]), self.dtype)
+            out = self.buffer()
         if out.shape != (self.chunk_rows, *self.shape[1:]) or out.dtype != self.dtype or not out.flags.c_contiguous:
             raise ValueError(f"out must be contiguous {self.dtype} of {(self.chunk_rows, *self.shape[1:])}")
-        rows = self.rows(chunk)
-        if self._direct:
-            self._read_direct(chunk, out)
-        else:
-            self._read_zarr(chunk, out)
-        return out[: len(rows)]
+        body = out.reshape(-1).view(np.uint8)  # an array: crc32c refuses memoryviews of writable memory
+        found = np.empty(CRC_BYTES, np.uint8)
+        if self._cache and self._from_cache(chunk, body, found) and self._fits(body, found):
+            return out[: len(self.rows(chunk))]
+        shard, place = divmod(chunk, self.grid.shard_rows // self.chunk_rows)
+        name = shard_path(self.array.path, shard)
+        try:
+            load = self._fetch if self.root.remote else self._read_local
+            whole = load(name, shard, place, body, found)
+        except FileNotFoundError:
+            raise DamagedChunkError(name, chunk, "the file is missing") from None
+        if not whole:
+            raise DamagedChunkError(name, chunk, "the file is cut short")
+        if self._always or chunk not in self._verified:
+            if not self._fits(body, found):
+                self._held = ("", b"")
+                raise DamagedChunkError(name, chunk, "wrong checksum")
+            self._verified.add(chunk)
+        return out[: len(self.rows(chunk))]
 
     def slices(self, start: int, stop: int) -> Iterator[tuple[int, slice]]:
         """Yield the chunks that cover rows ``start:stop``, each with the part of it that is wanted."""
@@ -108,87 +138,67 @@ class ChunkReader:
             filled += len(rows)
         return out
 
-    def _inspect(self) -> tuple[int, bool]:
-        """Return rows per chunk, and whether the bytes of a chunk are simply its values and a checksum."""
-        codecs = self._metadata["codecs"]
-        encoding = self._metadata["chunk_key_encoding"]
-        sharding = codecs[0]["configuration"] if codecs[0]["name"] == "sharding_indexed" else None
-        grid = (
-            self._metadata["chunk_grid"]["configuration"]["chunk_shape"]
-            if sharding is None
-            else sharding["chunk_shape"]
-        )
-        if tuple(grid[1:]) != self.shape[1:]:
-            raise ValueError(f"{self.path}: cut along its columns; only rows may be cut")
-        direct = (
-            sharding is not None
-            and len(codecs) == 1
-            and sharding["codecs"] == [_LITTLE, _CRC]
-            and sharding["index_codecs"] == [_LITTLE, _CRC]
-            and sharding["index_location"] == "end"
-            and encoding == {"name": "default", "configuration": {"separator": "/"}}
-        )
-        return int(grid[0]), direct
+    @staticmethod
+    def _fits(body: NDArray[np.uint8], found: NDArray[np.uint8]) -> bool:
+        return bool(google_crc32c.value(body) == int.from_bytes(found.tobytes(), "little"))
 
-    def _file(self, shard: int) -> str:
-        return "/".join(["c", str(shard), *("0" for _ in self.shape[1:])])
+    def _read_local(self, name: str, shard: int, place: int, body: NDArray[Any], found: NDArray[Any]) -> bool:
+        self._check_index(name, shard, place)
+        return (self.root / name).read_into(place * self._stride, body.data, found.data)
 
-    def _read_direct(self, chunk: int, out: NDArray[Any]) -> None:
-        per_shard = self._shard_rows // self.chunk_rows
-        shard, place = divmod(chunk, per_shard)
-        name = self._file(shard)
-        try:
-            file = (self.path / name).open("rb", buffering=0)
-        except FileNotFoundError:
-            raise DamagedChunkError(name, chunk, "the file is missing") from None
-        with file:
-            if shard not in self._indices:
-                self._indices[shard] = self._read_index(file, name, chunk, per_shard)
-            offset, size = (int(word) for word in self._indices[shard][place])
-            if offset == _ABSENT:
-                raise DamagedChunkError(name, chunk, "it was never written")
-            buffer = out.reshape(-1).view(np.uint8)  # an array: crc32c refuses memoryviews of writable memory
-            if size != len(buffer) + 4:
-                raise DamagedChunkError(name, chunk, f"expected {len(buffer) + 4} bytes, the index says {size}")
-            file.seek(offset)
-            checksum = bytearray(4)
-            if not (_fill(file, buffer.data) and _fill(file, memoryview(checksum))):
-                raise DamagedChunkError(name, chunk, "the file is cut short")
-        if self._always or chunk not in self._verified:
-            if google_crc32c.value(buffer) != int.from_bytes(checksum, "little"):
-                raise DamagedChunkError(name, chunk, "wrong checksum")
-            self._verified.add(chunk)
+    def _fetch(self, name: str, shard: int, place: int, body: NDArray[Any], found: NDArray[Any]) -> bool:
+        """Fetch a chunk, or the whole of a small shard, and let the cache keep it."""
+        size = self._shard_bytes(shard)
+        if size > WHOLE_BYTES:
+            self._check_index(name, shard, place)
+            if not (self.root / name).read_into(place * self._stride, body.data, found.data):
+                return False
+            if self._cache and self._fits(body, found):
+                self._cache.keep(f"{self._content} {name} {place}", b"".join((body.data, found.data)))
+            return True
+        held, content = self._held
+        if held != name:
+            data = bytearray(size)
+            if not (self.root / name).read_into(0, memoryview(data)):
+                return False
+            if data[-len(self._index(shard)) :] != self._index(shard).tobytes():
+                raise DamagedChunkError(name, self._chunk(shard, place), "the shard's index is wrong")
+            content = bytes(data)
+            self._held = (name, content)
+            if self._cache:
+                self._cache.keep(f"{self._content} {name}", content)
+        start = place * self._stride
+        body[:] = np.frombuffer(content, np.uint8, len(body), start)
+        found[:] = np.frombuffer(content, np.uint8, CRC_BYTES, start + len(body))
+        return True
 
-    def _read_index(self, file: BinaryIO, name: str, chunk: int, per_shard: int) -> NDArray[np.uint64]:
-        content = bytearray(16 * per_shard + 4)
-        size = file.seek(0, 2)
-        file.seek(max(0, size - len(content)))
-        if not _fill(file, memoryview(content)):
-            raise DamagedChunkError(name, chunk, "the file is cut short")
-        body, checksum = content[:-4], content[-4:]
-        if google_crc32c.value(bytes(body)) != int.from_bytes(checksum, "little"):
-            raise DamagedChunkError(name, chunk, "the shard's index has a wrong checksum")
-        return np.frombuffer(body, "<u8").reshape(per_shard, 2)
+    def _check_index(self, name: str, shard: int, place: int) -> None:
+        if shard in self._indexed:
+            return
+        expected = self._index(shard)
+        found = np.empty_like(expected)
+        if not (self.root / name).read_into(self._shard_bytes(shard) - len(expected), found.data):
+            raise DamagedChunkError(name, self._chunk(shard, place), "the file is cut short")
+        if not np.array_equal(found, expected):
+            raise DamagedChunkError(name, self._chunk(shard, place), "the shard's index is wrong")
+        self._indexed.add(shard)
 
-    def _read_zarr(self, chunk: int, out: NDArray[Any]) -> None:
-        rows = self.rows(chunk)
-        name = self._file(chunk * self.chunk_rows // self._shard_rows)
-        if not (self.path / name).exists():  # zarr would read fill values
-            raise DamagedChunkError(name, chunk, "the file is missing")
-        if self._array is None:
-            self._array = zarr.open_array(self.path, mode="r")
-        try:
-            out[: len(rows)] = self._array[rows.start : rows.stop]
-        except (ValueError, RuntimeError) as error:
-            raise DamagedChunkError(name, chunk, str(error)) from error
+    def _index(self, shard: int) -> NDArray[np.uint8]:
+        return index(self._shard_rows(shard), self._row_bytes, self.grid)
 
+    def _chunk(self, shard: int, place: int) -> int:
+        return shard * (self.grid.shard_rows // self.chunk_rows) + place
 
-def _fill(file: BinaryIO, buffer: memoryview) -> bool:
-    """Fill the buffer; False at the end of the file. One read may return less than asked."""
-    done = 0
-    while done < len(buffer):
-        count = file.readinto(buffer[done:])  # type: ignore[attr-defined]
-        if not count:
-            return False
-        done += count
-    return True
+    def _from_cache(self, chunk: int, body: NDArray[Any], found: NDArray[Any]) -> bool:
+        assert self._cache is not None
+        shard, place = divmod(chunk, self.grid.shard_rows // self.chunk_rows)
+        name = shard_path(self.array.path, shard)
+        if self._shard_bytes(shard) > WHOLE_BYTES:
+            return self._cache.read_into(f"{self._content} {name} {place}", 0, body.data, found.data)
+        return self._cache.read_into(f"{self._content} {name}", place * self._stride, body.data, found.data)
+
+    def _shard_rows(self, shard: int) -> int:
+        return min(self.grid.shard_rows, self.shape[0] - shard * self.grid.shard_rows)
+
+    def _shard_bytes(self, shard: int) -> int:
+        return self.grid.shard_bytes(self._shard_rows(shard), self._row_bytes)

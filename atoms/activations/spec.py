@@ -12,12 +12,15 @@ from urllib.parse import quote
 import numpy as np
 import torch
 
-from atoms.activations.files import read_json
+from atoms.activations.files import PARTIAL
 from atoms.activations.grid import Grid, Span
+from atoms.activations.location import LocalLocation, Location, Where, locate
 from atoms.errors import AtomsError, printable
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 ATTRIBUTE = "atoms"  # the key of the group's attributes that holds the spec
+IDENTITY = "identity_hash"  # and the one that holds its hash, so that a flipped bit is not taken for a setting
+METADATA = "zarr.json"
 TOKENS: dict[str, np.dtype[Any]] = {
     "token_id": np.dtype(np.int32),
     "doc_id": np.dtype(np.int64),
@@ -31,6 +34,25 @@ STORAGE: dict[
     "float16": (np.dtype(np.float16), torch.float16),
     "bfloat16": (np.dtype(np.uint16), torch.bfloat16),
 }
+
+
+@dataclass(frozen=True)
+class ArraySpec:
+    """One array of a store.
+
+    Args:
+        path: where, relative to the store.
+        shape: rows first.
+        dtype: as stored, little-endian.
+        hole: the fill value; also pads the last chunk.
+        attributes: what other readers need to understand the values.
+    """
+
+    path: str
+    shape: tuple[int, ...]
+    dtype: np.dtype[Any]
+    hole: float
+    attributes: dict[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -120,15 +142,26 @@ class StoreSpec:
         """All blocks."""
         return [span for split, rows in self.splits.items() for span in self.grid.spans(split, rows)]
 
-    def arrays(self, split: str) -> list[str]:
-        """Paths, relative to the store, of the arrays of a split."""
-        acts = [path for site in self.sites for path in (acts_path(split, site), norm_path(split, site))]
-        return acts + [tokens_path(split, name) for name in TOKENS]
+    def arrays(self, split: str) -> list[ArraySpec]:
+        """All arrays of a split."""
+        rows, found = self.splits[split], []
+        bits = {"logical_dtype": self.dtype} if self.dtype == "bfloat16" else {}
+        hole = 0xFFFF if bits else float("nan")  # 0xFFFF are the bits of a NaN
+        for site, width in self.sites.items():
+            about = {"site": site}
+            found.append(ArraySpec(acts_path(split, site), (rows, width), self.storage_dtype, hole, {**about, **bits}))
+            found.append(ArraySpec(norm_path(split, site), (rows,), NORM, float("nan"), about))
+        return found + [ArraySpec(tokens_path(split, name), (rows,), dtype, -1) for name, dtype in TOKENS.items()]
+
+    def array(self, path: str) -> ArraySpec:
+        """The array at ``path``."""
+        split = path.partition("/")[0]
+        return next(array for array in self.arrays(split) if array.path == path)
 
     def shard_files(self, span: Span) -> list[str]:
         """Paths, relative to the store, of the files that hold a block."""
         shards = range(span.start // self.grid.shard_rows, -(-span.stop // self.grid.shard_rows))
-        return [shard_path(array, index) for array in self.arrays(span.split) for index in shards]
+        return [shard_path(array.path, index) for array in self.arrays(span.split) for index in shards]
 
     def differences(self, asked: "StoreSpec") -> list[str]:
         """Name the settings in which ``asked`` differs, with both values."""
@@ -139,7 +172,7 @@ class StoreSpec:
             if mine.get(key) != theirs.get(key)
         ]
 
-    def require_equal(self, asked: "StoreSpec", path: Path) -> None:
+    def require_equal(self, asked: "StoreSpec", path: object) -> None:
         """Refuse to take the store at ``path``, whose spec this is, for another.
 
         Raises:
@@ -152,27 +185,69 @@ class StoreSpec:
             )
 
 
-def stored_spec(path: Path) -> StoreSpec | None:
+def stored_spec(path: Where) -> StoreSpec | None:
     """Read the spec of the store at ``path``, whole or not.
 
     Returns:
-        The spec, or None where there is nothing or an empty directory.
+        The spec, or None where there is nothing, or nothing but what is left of a store without its ``zarr.json``.
 
     Raises:
-        AtomsError: there is something else, or a store of another format.
+        AtomsError: there is something else, a damaged store, or a store of another format.
     """
-    if not path.exists() or (path.is_dir() and not any(path.iterdir())):
-        return None
+    place = locate(path)
     try:
-        content = read_json(path / "zarr.json")["attributes"][ATTRIBUTE]
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise AtomsError(f"data.store={path}: not an activation store; point data.store at one") from error
-    if content.get("format_version") != FORMAT_VERSION:
+        data = (place / METADATA).read()
+    except (FileNotFoundError, NotADirectoryError) as error:
+        if _is_free(place):
+            return None
+        raise AtomsError(f"data.store={place}: not an activation store; point data.store at one") from error
+    return parse_spec(data, place)
+
+
+def parse_spec(data: bytes, place: Location) -> StoreSpec:
+    """Read the spec from the bytes of a store's ``zarr.json``.
+
+    Raises:
+        AtomsError: they are not those of a store, are damaged, or of another format.
+    """
+    try:
+        attributes = json.loads(data)["attributes"]
+        content = attributes[ATTRIBUTE]
+        version = content["format_version"]
+    except (ValueError, KeyError, TypeError) as error:
+        if f'"{ATTRIBUTE}"'.encode() in data:
+            raise _damaged(place) from error
+        raise AtomsError(f"data.store={place}: not an activation store; point data.store at one") from error
+    if version != FORMAT_VERSION:
         raise AtomsError(
-            f"data.store={path}: format {content.get('format_version')}, this version of atoms reads {FORMAT_VERSION}; "
-            "make the store anew with `atoms cache`"
+            f"data.store={place}: format {version}, this version of atoms reads {FORMAT_VERSION}; "
+            "delete the store and make it anew with `atoms cache`"
         )
-    return StoreSpec.from_dict(content)
+    try:
+        spec = StoreSpec.from_dict(content)
+        if spec.identity_hash == attributes[IDENTITY]:
+            return spec
+    except (AtomsError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise _damaged(place) from error
+    raise _damaged(place)
+
+
+def _damaged(place: Location) -> AtomsError:
+    return AtomsError(
+        f"data.store={place}: its zarr.json is damaged; delete zarr.json and complete.json there and run `atoms cache` "
+        "with the same config, which writes them anew and keeps the rows"
+    )
+
+
+def _is_free(place: Location) -> bool:
+    """Whether a store may be laid out here: nothing is there, or the rest of one."""
+    if isinstance(place, LocalLocation) and place.path.exists() and not place.path.is_dir():
+        return False
+    found = place.files(limit=1000)
+    if not found:
+        return True
+    names = [name for name in found if not name.endswith(PARTIAL)]
+    return any(name.startswith("manifest/") for name in names) or all(name.endswith("/zarr.json") for name in names)
 
 
 def site_folder(site: str) -> str:

@@ -1,8 +1,9 @@
 """ActivationStore: rows of hidden states on disk, whole or refused."""
 
 import hashlib
-import os
-from pathlib import Path
+from collections import deque
+from collections.abc import Generator, Iterable, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, Literal, Self
 
 import numpy as np
@@ -10,16 +11,21 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from atoms.activations.files import read_json
+from atoms.activations.cache import ChunkCache
 from atoms.activations.grid import Grid
+from atoms.activations.location import Location, Where, locate
 from atoms.activations.lock import holder
-from atoms.activations.manifest import COMPLETE, committed_bytes, fault, manifest_path
+from atoms.activations.manifest import FOLDER, Seal, committed, fault, manifest_name, read_seal
 from atoms.activations.reader import ChunkReader, DamagedChunkError
-from atoms.activations.spec import TOKENS, StoreSpec, acts_path, norm_path, stored_spec, tokens_path
-from atoms.activations.writer import StoreWriter, moments_path
+from atoms.activations.sealed import sha256_of
+from atoms.activations.spec import METADATA, TOKENS, StoreSpec, acts_path, norm_path, stored_spec, tokens_path
+from atoms.activations.writer import StoreWriter, moments_name
 from atoms.errors import AtomsError
+from atoms.geometry import Moments
 
-__all__ = ["ActivationStore", "StoreSpec", "StoreWriter", "moments_path"]
+__all__ = ["ActivationStore", "StoreSpec", "StoreWriter"]
+
+IN_FLIGHT = 8  # chunks fetched side by side from afar
 
 
 class ActivationStore:
@@ -33,48 +39,62 @@ class ActivationStore:
     Args:
         path: the store.
         spec: what it holds.
-        extra: what its writer noted about the making.
+        sealed: every file of it.
         verify: ``first`` checks a chunk's checksum the first time this process reads it, ``always`` every time.
+        cache: keeps what is read from afar.
     """
 
-    def __init__(self, path: Path, spec: StoreSpec, extra: dict[str, Any], verify: str) -> None:
+    def __init__(
+        self, path: Location, spec: StoreSpec, sealed: Seal, verify: str, cache: ChunkCache | None = None
+    ) -> None:
         self.path = path
         self.spec = spec
-        self.extra = extra
+        self.sealed = sealed
         self.verify = verify
+        self._cache = cache
         self._readers: dict[str, ChunkReader] = {}
 
     @classmethod
-    def open(cls, path: str | os.PathLike[str], verify: Literal["first", "always"] = "first") -> Self:
-        """Open a store after checking that every shard is there and has its size.
+    def open(cls, path: Where, verify: Literal["first", "always"] = "first", cache: ChunkCache | None = None) -> Self:
+        """Open a store after checking that every file is there and has its size.
+
+        Over plain HTTP, where nothing can be listed, that is left to reading.
 
         Raises:
-            AtomsError: there is no store, it is still being written, incomplete, or a shard is missing or damaged.
+            AtomsError: there is no store, it is still being written, incomplete, or a file is missing or damaged.
         """
-        path = Path(path)
+        place = locate(path)
         if verify not in ("first", "always"):
             raise AtomsError(f"data.verify={verify}: unknown; use first or always")
-        spec = stored_spec(path)
+        spec = stored_spec(place)
         if spec is None:
-            raise AtomsError(f"data.store={path}: no store there; make it with `atoms cache`, or mend the path")
-        spans = spec.spans
-        done = [span for span in spans if committed_bytes(path, span) is not None]
-        complete = path / COMPLETE
-        if len(done) < len(spans) or not complete.exists():
-            if (writer := holder(path)) is not None:
+            raise AtomsError(f"data.store={place}: no store there; make it with `atoms cache`, or mend the path")
+        sealed = read_seal(place)
+        done = len(spec.spans) if sealed and not place.writable else committed(place, spec)
+        if sealed is None or done < len(spec.spans):
+            if (writer := holder(place)) is not None:
                 raise AtomsError(
-                    f"data.store={path}: process {writer.pid} on {writer.host} is writing it, {len(done)} of "
-                    f"{len(spans)} blocks are done; wait for it to finish"
+                    f"data.store={place}: process {writer.pid} on {writer.host} is writing it, {done} of "
+                    f"{len(spec.spans)} blocks are done; wait for it to finish"
                 )
             raise AtomsError(
-                f"data.store={path}: incomplete, {len(done)} of {len(spans)} blocks are done; run `atoms cache` with "
+                f"data.store={place}: incomplete, {done} of {len(spec.spans)} blocks are done; run `atoms cache` with "
                 "the config that made it, it resumes"
             )
-        for span in spans:
-            if (problem := fault(path, span)) is not None:
-                name = manifest_path(path, span).relative_to(path)
-                raise AtomsError(f"data.store={path}: {problem}; {_mend(str(name))}")
-        return cls(path, spec, read_json(complete)["extra"], verify)
+        if sealed.identity_hash != spec.identity_hash:
+            raise AtomsError(
+                f"data.store={place}: zarr.json and complete.json are of different stores; delete complete.json and "
+                "run `atoms cache` with the same config, which writes it anew and keeps the rows"
+            )
+        found = place.files()
+        if found is not None and (problem := fault(sealed.files, found)) is not None:
+            raise AtomsError(f"data.store={place}: {problem}; {mend(spec, problem.partition(' ')[0])}")
+        return cls(place, spec, sealed, verify, cache)
+
+    @property
+    def extra(self) -> dict[str, Any]:
+        """What its writer noted about the making."""
+        return self.sealed.extra
 
     @property
     def sites(self) -> list[str]:
@@ -116,9 +136,37 @@ class ActivationStore:
         self._check(split, None)
         return self.spec.splits[split]
 
-    def moments_path(self, site: str) -> Path:
-        """Return where the moments of a site belong."""
-        return moments_path(self.path, site)
+    def moments(self, site: str) -> Moments:
+        """Read the moments of a site's training rows that are finite.
+
+        Raises:
+            AtomsError: the store has none, or they are damaged.
+        """
+        self._check(None, site)
+        data = self.read_file(moments_name(site))
+        if data is None:
+            raise AtomsError(
+                f"data.store={self.path}: has no moments of {site}; delete complete.json there and run `atoms cache` "
+                "with the same config, which sums them"
+            )
+        return Moments.from_bytes(data, moments_name(site))
+
+    def read_file(self, name: str) -> bytes | None:
+        """Read a small file that was sealed with the store; None if there was none of that name.
+
+        Raises:
+            AtomsError: it is lost or damaged.
+        """
+        record = self.sealed.files.get(name)
+        if record is None:
+            return None
+        try:
+            data = (self.path / name).read()
+        except FileNotFoundError:
+            raise AtomsError(f"data.store={self.path}: {name} is missing; {mend(self.spec, name)}") from None
+        if sha256_of(data) != record.digest:
+            raise AtomsError(f"data.store={self.path}: {name} is damaged (wrong checksum); {mend(self.spec, name)}")
+        return data
 
     def chunks(self, split: str) -> list[range]:
         """Return the rows of every chunk of a split; the last may be shorter."""
@@ -142,6 +190,36 @@ class ActivationStore:
         """
         self._check(split, site)
         return self._read(split, acts_path(split, site), chunk, out)
+
+    def read_chunks(
+        self, split: str, wanted: Iterable[tuple[str, int]], buffers: Mapping[str, NDArray[Any]]
+    ) -> Generator[NDArray[Any], None, None]:
+        """Read chunks one after the other; from afar, several are in flight.
+
+        Args:
+            split: name of the split.
+            wanted: sites and numbers of the chunks.
+            buffers: per site a buffer as for :meth:`read_chunk`. A chunk is valid until the next is asked for.
+
+        Yields:
+            What :meth:`read_chunk` returns, in the order asked for.
+        """
+        if not self.path.remote:
+            for site, chunk in wanted:
+                yield self.read_chunk(split, site, chunk, buffers[site])
+            return
+        ahead: deque[Future[NDArray[Any]]] = deque()
+        with ThreadPoolExecutor(IN_FLIGHT, "activation-fetch") as pool:
+            try:
+                for site, chunk in wanted:
+                    ahead.append(pool.submit(self.read_chunk, split, site, chunk))
+                    if len(ahead) == IN_FLIGHT:
+                        yield ahead.popleft().result()
+                while ahead:
+                    yield ahead.popleft().result()
+            finally:
+                for future in ahead:
+                    future.cancel()
 
     def read_rows(self, split: str, site: str, start: int, stop: int) -> Tensor:
         """Read rows ``start:stop`` of a site as a fresh (rows, H) float32 tensor."""
@@ -176,27 +254,27 @@ class ActivationStore:
         """Hex sha256 over the stored values of all arrays, rows in order; blind to how they are cut into files."""
         digest = hashlib.sha256()
         for split in self.splits:
-            for path in self.spec.arrays(split):
-                reader = self._reader(path)
-                digest.update(f"{path} {reader.shape} {reader.dtype}".encode())
+            for array in self.spec.arrays(split):
+                reader = self._reader(array.path)
+                digest.update(f"{array.path} {reader.shape} {reader.dtype}".encode())
                 for chunk in range(len(reader)):
-                    digest.update(self._read(split, path, chunk, None).data)
+                    digest.update(self._read(split, array.path, chunk, None).data)
         return digest.hexdigest()
 
     def _reader(self, path: str) -> ChunkReader:
         if path not in self._readers:
-            self._readers[path] = ChunkReader(self.path / path, self.verify)
+            self._readers[path] = ChunkReader(
+                self.path, self.spec.array(path), self.grid, self.verify, self._cache, self.sealed.digest
+            )
         return self._readers[path]
 
     def _read(self, split: str, path: str, chunk: int, out: NDArray[Any] | None) -> NDArray[Any]:
         try:
             return self._reader(path).read(chunk, out)
         except DamagedChunkError as error:
-            block = chunk * self.grid.chunk_rows // self.grid.block_rows
-            name = f"manifest/{split}-{block:06d}.json"
             raise AtomsError(
-                f"data.store={self.path}: chunk {error.chunk} in {path}/{error.file} is damaged ({error.reason}); "
-                f"{_mend(name)}"
+                f"data.store={self.path}: chunk {error.chunk} in {error.file} is damaged ({error.reason}); "
+                f"{mend(self.spec, error.file)}"
             ) from error
 
     def _column(self, split: str, path: str) -> NDArray[Any]:
@@ -214,5 +292,19 @@ class ActivationStore:
             raise AtomsError(f"data.store={self.path}: has no site {site!r}; name one of {', '.join(self.sites)}")
 
 
-def _mend(manifest: str) -> str:
-    return f"delete {manifest} in the store and run `atoms cache` with the same config to rewrite that block"
+def mend(spec: StoreSpec, name: str) -> str:
+    """Say how a lost or damaged file of a store is made anew.
+
+    Args:
+        spec: the store's.
+        name: the file, relative to the store.
+    """
+    again = "run `atoms cache` with the same config"
+    if name == METADATA:
+        return f"delete zarr.json and complete.json in the store and {again}, which writes them anew"
+    if name.startswith(f"{FOLDER}/"):
+        return f"delete {name} in the store and {again} to rewrite that block"
+    for span in spec.spans:
+        if name in spec.shard_files(span):
+            return f"delete {manifest_name(span)} in the store and {again} to rewrite that block"
+    return f"delete complete.json in the store and {again}, which writes it and {name} anew and keeps the rows"

@@ -2,7 +2,8 @@
 
 import threading
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
+from contextlib import closing
 from queue import SimpleQueue
 from typing import Any, NamedTuple
 
@@ -195,14 +196,16 @@ class TrainStream:
                 pool.mark_copied()
             reader.free(pool)
 
-    def _fill(self, plan: EpochPlan, number: int, pool: "_Pool") -> Iterator[None]:
+    def _fill(self, plan: EpochPlan, number: int, pool: "_Pool") -> Generator[None, None, None]:
         """Fill a pool, pausing after every chunk."""
-        for piece in plan.pieces(number, self._lanes):
-            chosen = self._rows.select(piece.chunk, piece.start, piece.stop)
-            for site in self.sites:
-                rows = self.store.read_chunk(self.split, site, piece.chunk, self._scratch[site])
-                pool.bits[site][piece.slots] = rows[chosen]
-            yield
+        pieces = list(plan.pieces(number, self._lanes))
+        wanted = [(site, piece.chunk) for piece in pieces for site in self.sites]
+        with closing(self.store.read_chunks(self.split, wanted, self._scratch)) as chunks:
+            for piece in pieces:
+                chosen = self._rows.select(piece.chunk, piece.start, piece.stop)
+                for site in self.sites:
+                    pool.bits[site][piece.slots] = next(chunks)[chosen]
+                yield
 
 
 class OrderedBatch(NamedTuple):
@@ -354,7 +357,7 @@ class _Reader:
         numbers: which pools, in order.
     """
 
-    def __init__(self, fill: Callable[[int, _Pool], Iterator[None]], numbers: range) -> None:
+    def __init__(self, fill: Callable[[int, _Pool], Generator[None, None, None]], numbers: range) -> None:
         self._fill = fill
         self._numbers = numbers
         self._empty: SimpleQueue[_Pool | None] = SimpleQueue()
@@ -387,9 +390,10 @@ class _Reader:
                 if pool is None:
                     return
                 pool.wait_until_copied()
-                for _ in self._fill(number, pool):
-                    if self._stop.is_set():
-                        return
+                with closing(self._fill(number, pool)) as filling:
+                    for _ in filling:
+                        if self._stop.is_set():
+                            return
                 self._full.put(pool)
         except BaseException as error:  # it belongs to the consumer
             self._full.put(error)

@@ -1,47 +1,53 @@
 """Writing a store block by block, so that a kill or a full disk costs one block at most."""
 
 import os
-import shutil
-from collections.abc import Mapping
-from pathlib import Path
+from collections.abc import Iterator, Mapping
 from typing import Any, Self
 from uuid import uuid4
 
 import numpy as np
 import torch
-import zarr
 from numpy.typing import NDArray
 from torch import Tensor
-from zarr.codecs import Crc32cCodec
 
-from atoms.activations.files import disk_errors, free_bytes, fsync, fsync_tree, gigabytes, write_json
+from atoms.activations.files import PARTIAL, disk_errors, fsync, gigabytes, make_folder
 from atoms.activations.grid import Span
-from atoms.activations.manifest import COMPLETE, commit, committed_bytes, fault, manifest_path
+from atoms.activations.layout import metadata_files, same_metadata
+from atoms.activations.location import LocalLocation, Location, Where, locate
+from atoms.activations.manifest import (
+    COMPLETE,
+    FOLDER,
+    BlockRecord,
+    FileRecord,
+    NonFinite,
+    Seal,
+    commit,
+    fault,
+    manifest_name,
+    read_all,
+    read_blocks,
+    shard_digest,
+)
+from atoms.activations.sealed import sha256_of
+from atoms.activations.shard import checksums, encode
 from atoms.activations.spec import (
-    ATTRIBUTE,
-    NORM,
     STORAGE,
     TOKENS,
     StoreSpec,
     acts_path,
     norm_path,
+    shard_path,
     site_folder,
     stored_spec,
     tokens_path,
 )
 from atoms.errors import AtomsError
+from atoms.geometry import Moments
 
 Rows = Tensor | NDArray[Any]
 
-# other pipelines may leave a truncated shard under its final name when killed; and a chunk that happens to hold the
-# fill value must be on the disk all the same, else it could not be told from a lost one
-_ZARR_CONFIG = {
-    "codec_pipeline.path": "zarr.core.codec_pipeline.BatchedCodecPipeline",
-    "array.write_empty_chunks": True,
-}
-
-
 _NORM_ROWS = 64  # keeps the float64 copy in the cache
+_HOPELESS_ROWS = 256  # a block of so many rows and not one of them finite is no accident of a few outliers
 
 
 class StoreWriter:
@@ -52,83 +58,104 @@ class StoreWriter:
     no file, and no metadata is written until one process calls :meth:`finalise`.
     """
 
-    def __init__(self, path: Path, spec: StoreSpec) -> None:
+    def __init__(self, path: Location, spec: StoreSpec) -> None:
         self.path = path
         self.spec = spec
-        self._arrays: dict[str, Any] = {}
-        self._committed = {
-            span: size
-            for span in spec.spans
-            if (size := committed_bytes(path, span)) is not None and fault(path, span) is None
-        }
+        self.retain = False
+        """Keep the stored values of the block written last for :meth:`take`."""
+        self._last: tuple[Span, dict[str, NDArray[Any]]] | None = None
+        self._beside: set[str] = set()
+        self._committed = self._whole_blocks()
 
     @classmethod
-    def open(cls, path: str | os.PathLike[str], spec: StoreSpec) -> Self:
+    def open(cls, path: Where, spec: StoreSpec) -> Self:
         """Resume the store at ``path`` if there is one, else create it. See :meth:`resume` and :meth:`create`."""
-        return cls.create(path, spec) if stored_spec(Path(path)) is None else cls.resume(path, spec)
+        place = locate(path)
+        return cls.create(place, spec) if stored_spec(place) is None else cls.resume(place, spec)
 
     @classmethod
-    def create(cls, path: str | os.PathLike[str], spec: StoreSpec) -> Self:
-        """Create an empty store; it appears under its name with all its metadata at once.
+    def create(cls, path: Where, spec: StoreSpec) -> Self:
+        """Create an empty store; it is none before all its metadata is there. Blocks left there are kept.
 
         Raises:
             AtomsError: the path is taken or cannot be written, or the disk is too small.
         """
-        path = Path(path)
-        with disk_errors(path, spec.disk_bytes):
-            if stored_spec(path) is not None:
-                raise AtomsError(f"data.store={path}: exists; resume it, delete it, or choose another path")
-            _check_space(path, spec.disk_bytes)
-            path.parent.mkdir(parents=True, exist_ok=True)
-            _sweep_staged(path)
-            staged = path.with_name(f"{path.name}.{uuid4().hex}.partial")
-            _lay_out(staged, spec)
-            fsync_tree(staged)
-            os.rename(staged, path)
-            fsync(path.parent)
-        return cls(path, spec)
+        place = locate(path)
+        place.require_writable()
+        with disk_errors(place, spec.disk_bytes):
+            if stored_spec(place) is not None:
+                raise AtomsError(f"data.store={place}: exists; resume it, delete it, or choose another path")
+            _check_space(place, spec.disk_bytes)
+            if isinstance(place, LocalLocation):
+                place.sweep()
+                make_folder(place.path.parent)
+            if isinstance(place, LocalLocation) and not place.exists():
+                staged = place.beside(f".{uuid4().hex}{PARTIAL}")
+                _lay_out(staged, spec)
+                os.rename(staged, place)
+                fsync(place.path.parent)
+            else:
+                _lay_out(place, spec)
+        return cls(place, spec)
 
     @classmethod
-    def resume(cls, path: str | os.PathLike[str], spec: StoreSpec) -> Self:
-        """Take up the store at ``path``: keep its whole blocks, sweep away what a kill left behind.
+    def resume(cls, path: Where, spec: StoreSpec) -> Self:
+        """Take up the store at ``path``: keep its whole blocks, sweep away what a kill left, mend its metadata.
 
         Raises:
             AtomsError: there is no store, it was made by other settings, or the disk is too small for the rest.
         """
-        path = Path(path)
         writer = cls.attach(path, spec)
-        missing = spec.disk_bytes - sum(writer._committed.values())
-        with disk_errors(path, missing):
-            _sweep_staged(path)
-            for partial in path.rglob("*.partial"):
-                partial.unlink(missing_ok=True)
+        place, missing = writer.path, writer.missing_bytes
+        with disk_errors(place, missing):
+            if isinstance(place, LocalLocation):
+                place.sweep()
             if writer.pending:
-                (path / COMPLETE).unlink(missing_ok=True)  # whole no longer
-            _check_space(path, missing)
+                (place / COMPLETE).delete()  # whole no longer
+            if not (place / COMPLETE).exists():
+                _lay_out(place, spec)
+            _check_space(place, missing)
         return writer
 
     @classmethod
-    def attach(cls, path: str | os.PathLike[str], spec: StoreSpec) -> Self:
-        """Join a store that another process has opened; changes nothing on the disk.
+    def attach(cls, path: Where, spec: StoreSpec) -> Self:
+        """Join a store that another process has opened; changes nothing there.
 
         Raises:
             AtomsError: there is no store, or it was made by other settings.
         """
-        path = Path(path)
-        stored = stored_spec(path)
+        place = locate(path)
+        place.require_writable()
+        stored = stored_spec(place)
         if stored is None:
-            raise AtomsError(f"data.store={path}: no store to resume; run `atoms cache` to make it")
-        stored.require_equal(spec, path)
-        return cls(path, stored)
+            raise AtomsError(f"data.store={place}: no store to resume; run `atoms cache` to make it")
+        stored.require_equal(spec, place)
+        return cls(place, stored)
 
     @property
     def pending(self) -> list[Span]:
         """Blocks still to be written, as this process knows; other processes' commits do not show."""
         return [span for span in self.spec.spans if span not in self._committed]
 
-    def moments_path(self, site: str) -> Path:
-        """Return where the moments of a site belong; the caller writes the file."""
-        return moments_path(self.path, site)
+    @property
+    def missing_bytes(self) -> int:
+        """Bytes of the shards still to be written."""
+        return self.spec.disk_bytes - sum(record.size for record in self._committed.values())
+
+    def write_moments(self, site: str, moments: Moments) -> None:
+        """Write the moments of a site's training rows."""
+        self.write_file(moments_name(site), moments.to_bytes())
+
+    def write_file(self, name: str, content: bytes) -> None:
+        """Write a small file that belongs to the store and is sealed with it."""
+        with disk_errors(self.path, 0):
+            (self.path / name).write(content)
+        self._beside.add(name)
+
+    def take(self, span: Span) -> dict[str, NDArray[Any]] | None:
+        """Hand over the stored values of a block, by array, if it was written last and :attr:`retain` is set."""
+        last, self._last = self._last, None
+        return last[1] if last and last[0] == span else None
 
     def write_block(
         self,
@@ -149,19 +176,22 @@ class StoreWriter:
             doc_id: (rows,) document of each row, -1 for none.
             position: (rows,) place of each row in its sequence, -1 for none.
 
+        Rows that are not finite are stored as they are and counted; readers leave them out.
+
         Raises:
-            AtomsError: a row is not finite, also after rounding to the store's dtype; or the disk is full or cannot
-                be written. Blocks written before are kept.
+            AtomsError: none of the rows of a site is finite; or the disk is full or cannot be written. Blocks written
+                before are kept.
         """
         if span not in self.spec.spans:
             raise ValueError(f"{span} is not a block of this store")
         if rows.keys() != self.spec.sites.keys():
             raise ValueError(f"expected rows of sites {list(self.spec.sites)}, got {list(rows)}")
         columns: dict[str, NDArray[Any]] = {}
+        nonfinite: dict[str, NonFinite] = {}
         for site, width in self.spec.sites.items():
             if tuple(rows[site].shape) != (span.rows, width):
                 raise ValueError(f"{site}: expected {(span.rows, width)} rows, got {tuple(rows[site].shape)}")
-            stored, norm = self._checked(rows[site], site, span)
+            stored, norm, nonfinite[site] = self._stored(rows[site], site, span)
             columns[acts_path(span.split, site)] = stored
             columns[norm_path(span.split, site)] = norm
         for name, column in {"token_id": token_id, "doc_id": doc_id, "position": position}.items():
@@ -170,52 +200,80 @@ class StoreWriter:
             columns[tokens_path(span.split, name)] = column.astype(TOKENS[name], casting="same_kind", copy=False)
 
         self._committed.pop(span, None)
-        missing = self.spec.disk_bytes - sum(self._committed.values())
-        with disk_errors(self.path, missing):
-            manifest_path(self.path, span).unlink(missing_ok=True)
-            for name in self.spec.shard_files(span):  # what a kill left; zarr would read a partial last shard first
-                (self.path / name).unlink(missing_ok=True)
-            for path, column in columns.items():
-                self._write_shards(path, column, span)
-            self._flush(span)
-            commit(self.path, self.spec, span)
-        size = committed_bytes(self.path, span)
-        assert size is not None
-        self._committed[span] = size
+        with disk_errors(self.path, self.missing_bytes):
+            (self.path / manifest_name(span)).delete()
+            files = {
+                name: record for path, column in columns.items() for name, record in self._shards(path, column, span)
+            }
+            record = BlockRecord(self.spec.identity_hash, span.rows, files, nonfinite)
+            commit(self.path, self.spec, span, record)
+        self._committed[span] = record
+        self._last = (span, columns) if self.retain else None
 
-    def finalise(self, extra: Mapping[str, Any] | None = None) -> None:
-        """Verify every block on the disk and mark the store complete. One process calls it, after all have written.
+    def finalise(self, extra: Mapping[str, Any] | None = None) -> Seal:
+        """Verify every block and mark the store complete. One process calls it, after all have written.
 
         Args:
             extra: facts about the making that are no part of the store's identity (versions, durations, …).
 
+        Returns:
+            What was written to ``complete.json``.
+
         Raises:
             AtomsError: a block is missing or one of its shards is not as it was written.
         """
-        spans, total = self.spec.spans, 0
-        for span in spans:
-            size = committed_bytes(self.path, span)
-            problem = "the block was never committed" if size is None else fault(self.path, span)
-            if size is None or problem:
-                raise AtomsError(
-                    f"data.store={self.path}: block {span.index} of {span.split} is not whole ({problem}); "
-                    "run `atoms cache` with the same config, it writes what is missing"
-                )
-            total += size
-        with disk_errors(self.path, 0):
-            write_json(
-                self.path / COMPLETE,
-                {
-                    "identity_hash": self.spec.identity_hash,
-                    "blocks": len(spans),
-                    "rows": self.spec.splits,
-                    "bytes": total,
-                    "extra": dict(extra or {}),
-                },
+        records = self._whole_blocks()
+        if len(records) < len(self.spec.spans):
+            lost = next(span for span in self.spec.spans if span not in records)
+            raise AtomsError(
+                f"data.store={self.path}: block {lost.index} of {lost.split} is not whole; "
+                "run `atoms cache` with the same config, it writes what is missing"
             )
+        layout = metadata_files(self.spec)
+        names = [*layout, *(manifest_name(span) for span in self.spec.spans), *sorted(self._beside_names())]
+        small = dict(read_all(self.path, names))
+        with disk_errors(self.path, 0):
+            for name, data in layout.items():
+                if name not in small or not same_metadata(small[name], data):
+                    (self.path / name).write(data)
+                    small[name] = data
+            sealed = Seal(
+                identity_hash=self.spec.identity_hash,
+                blocks=len(records),
+                rows=self.spec.splits,
+                size=sum(record.size for record in records.values()),
+                files={
+                    **{name: FileRecord(len(data), sha256_of(data)) for name, data in small.items()},
+                    **{name: file for record in records.values() for name, file in record.files.items()},
+                },
+                nonfinite={
+                    split: {
+                        site: sum(
+                            (record.nonfinite[site] for span, record in records.items() if span.split == split),
+                            NonFinite(),
+                        )
+                        for site in self.spec.sites
+                    }
+                    for split in self.spec.splits
+                },
+                extra=dict(extra or {}),
+            )
+            (self.path / COMPLETE).write(sealed.encode())
+        return sealed
 
-    def _checked(self, rows: Rows, site: str, span: Span) -> tuple[NDArray[Any], NDArray[np.float32]]:
-        """Round to the storage dtype; return the stored rows and their norms, both as numpy."""
+    def _whole_blocks(self) -> dict[Span, BlockRecord]:
+        """Committed blocks whose shards are all there with their sizes."""
+        records = read_blocks(self.path, self.spec)
+        found = self.path.files() if records else {}
+        assert found is not None  # what can be written can be listed
+        return {span: record for span, record in records.items() if fault(record.files, found) is None}
+
+    def _beside_names(self) -> set[str]:
+        """Files of the store that are neither metadata, manifests nor shards."""
+        return self._beside | {moments_name(site) for site in self.spec.sites}
+
+    def _stored(self, rows: Rows, site: str, span: Span) -> tuple[NDArray[Any], NDArray[np.float32], NonFinite]:
+        """Round to the storage dtype; return the stored rows, their norms, and what is no number among them."""
         if isinstance(rows, np.ndarray):
             given = torch.from_numpy(np.require(rows, requirements=["C", "W"]))  # torch warns of read-only memory
         else:
@@ -226,9 +284,13 @@ class StoreWriter:
             raise TypeError(f"{site}: rows must be floating point, got {given.dtype}")
         stored = given.to(STORAGE[self.spec.dtype][1]).contiguous()
         bits = (stored.view(torch.uint16) if stored.dtype == torch.bfloat16 else stored).numpy()
-        norms = _norms(bits)
-        if bad := int((~np.isfinite(norms)).sum()):
-            block = f"{bad} of {span.rows} rows of site {site} in block {span.index} of {span.split}"
+        with np.errstate(over="ignore"):  # rows near the top of float32 have an infinite float32 norm
+            norms = _norms(bits).astype(np.float32)
+        left_out = ~np.isfinite(norms)
+        if not left_out.any():
+            return bits, norms, NonFinite()
+        if left_out.all() and span.rows >= _HOPELESS_ROWS:
+            block = f"{span.rows} of {span.rows} rows of site {site} in block {span.index} of {span.split}"
             if bool(given.isfinite().all()):
                 raise AtomsError(
                     f"data.harvest.dtype={self.spec.dtype}: {block} overflow it (largest value "
@@ -238,28 +300,19 @@ class StoreWriter:
                 f"data.harvest.sites={site}: the model gives NaN or infinite values in {block}; "
                 "run the model in float32 or bfloat16, or choose another site"
             )
-        with np.errstate(over="ignore"):  # rows near the top of float32 have an infinite float32 norm
-            return bits, norms.astype(np.float32)
+        values = stored[torch.from_numpy(left_out)]
+        counts = NonFinite(int(values.isinf().sum()), int(values.isnan().sum()), len(values))
+        return bits, norms, counts
 
-    def _write_shards(self, path: str, column: NDArray[Any], span: Span) -> None:
-        step = self.spec.grid.shard_rows
-        if path not in self._arrays:
-            with zarr.config.set(_ZARR_CONFIG):
-                self._arrays[path] = zarr.open_array(self.path / path, mode="r+")
-        for start in range(span.start, span.stop, step):
-            stop = min(start + step, span.stop)
-            # one call per whole shard: a partial one would read, modify and rewrite it
-            self._arrays[path][start:stop] = column[start - span.start : stop - span.start]
-
-    def _flush(self, span: Span) -> None:
-        """Zarr renames shards into place but leaves it to chance when they reach the disk."""
-        folders = set()
-        for name in self.spec.shard_files(span):
-            file = self.path / name
-            fsync(file)
-            folders |= {file.parent, file.parent.parent}
-        for folder in folders:
-            fsync(folder)
+    def _shards(self, path: str, column: NDArray[Any], span: Span) -> Iterator[tuple[str, FileRecord]]:
+        """Write the shards of a block's part of an array, one at a time."""
+        grid, hole = self.spec.grid, self.spec.array(path).hole
+        for start in range(0, span.rows, grid.shard_rows):
+            rows = column[start : start + grid.shard_rows]
+            data = encode(rows, grid, hole)
+            name = shard_path(path, (span.start + start) // grid.shard_rows)
+            (self.path / name).write(data)
+            yield name, FileRecord(len(data), shard_digest(checksums(data, len(rows), rows[0].nbytes, grid)))
 
 
 def _norms(stored: NDArray[Any]) -> NDArray[np.float64]:
@@ -275,60 +328,27 @@ def _norms(stored: NDArray[Any]) -> NDArray[np.float64]:
     return np.sqrt(norms)
 
 
-def moments_path(store: str | os.PathLike[str], site: str) -> Path:
-    """Return where the moments of a site belong inside a store."""
-    return Path(store) / "moments" / f"{site_folder(site)}.safetensors"
+def moments_name(site: str) -> str:
+    """Return where the moments of a site belong, relative to the store."""
+    return f"moments/{site_folder(site)}.safetensors"
 
 
-def _check_space(path: Path, required: int) -> None:
-    free = free_bytes(path)
-    if required > free:
+def _check_space(place: Location, required: int) -> None:
+    free = place.free()
+    if free is not None and required > free:
         raise AtomsError(
-            f"data.store={path}: needs {gigabytes(required)}, only {gigabytes(free)} are free; free some disk, choose "
+            f"data.store={place}: needs {gigabytes(required)}, only {gigabytes(free)} are free; free some disk, choose "
             "another disk, or harvest fewer rows or sites"
         )
 
 
-def _sweep_staged(path: Path) -> None:
-    for left in path.parent.glob(f"{path.name}.*.partial"):
-        if left.is_dir():
-            shutil.rmtree(left)
-
-
-def _lay_out(path: Path, spec: StoreSpec) -> None:
-    """Create the group, its empty arrays and the directories beside them."""
-    group = zarr.create_group(path, attributes={ATTRIBUTE: spec.to_dict()})
-    (path / "manifest").mkdir()
-    (path / "moments").mkdir()
-    bits = {"logical_dtype": spec.dtype} if spec.dtype == "bfloat16" else {}
-    for split, n in spec.splits.items():
-        for site, width in spec.sites.items():
-            hole = 0xFFFF if spec.dtype == "bfloat16" else float("nan")  # 0xFFFF are the bits of a NaN
-            attributes = {"site": site, **bits}
-            _create_array(group, acts_path(split, site), (n, width), spec.storage_dtype, hole, attributes, spec)
-            _create_array(group, norm_path(split, site), (n,), NORM, float("nan"), {"site": site}, spec)
-        for name, dtype in TOKENS.items():
-            _create_array(group, tokens_path(split, name), (n,), dtype, -1, {}, spec)
-
-
-def _create_array(
-    group: zarr.Group,
-    name: str,
-    shape: tuple[int, ...],
-    dtype: np.dtype[Any],
-    hole: float,
-    attributes: dict[str, Any],
-    spec: StoreSpec,
-) -> None:
-    group.create_array(
-        name,
-        shape=shape,
-        dtype=dtype,
-        chunks=(spec.grid.chunk_rows, *shape[1:]),
-        shards=(spec.grid.shard_rows, *shape[1:]),
-        filters=None,
-        compressors=[Crc32cCodec()],
-        fill_value=hole,
-        attributes=attributes,
-        dimension_names=("token", "hidden")[: len(shape)],
-    )
+def _lay_out(place: Location, spec: StoreSpec) -> None:
+    """Write what is missing of the metadata, the group's own last: a store is one by it."""
+    layout = metadata_files(spec)
+    there = dict(read_all(place, layout))
+    for name, data in layout.items():
+        if name not in there or not same_metadata(there[name], data):
+            (place / name).write(data)
+    if isinstance(place, LocalLocation):
+        for folder in (FOLDER, "moments"):
+            make_folder(place.path / folder)

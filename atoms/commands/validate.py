@@ -1,12 +1,12 @@
 """``atoms validate``: judge a checkpoint on held-out documents."""
 
 import sys
-from pathlib import Path
 from typing import Any
 
 from jsonargparse import ActionConfigFile  # type: ignore[attr-defined]
 
 from atoms.activations.datamodule import ActivationDataModule
+from atoms.activations.location import locate
 from atoms.activations.spec import stored_spec
 from atoms.commands.parser import AtomsArgumentParser, is_first_rank, quiet, readable
 from atoms.errors import AtomsError
@@ -57,7 +57,7 @@ def validate(ckpt_path: str, store: str | None, place: dict[str, Any]) -> None:
     """
     content, record = checkpoint.read(ckpt_path)
     path = store or record.store
-    if not Path(path).exists():
+    if not locate(path).exists():
         raise AtomsError(f"data.store is {path}, which does not exist: name the store with --data.store")
     data = ActivationDataModule(store=path, **record.data)
     settings = {key: value for key, value in content["hyper_parameters"].items() if not key.startswith("_")}

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save
+from safetensors.torch import load, save
 from torch import Tensor
 
 from atoms.errors import AtomsError
@@ -106,6 +106,29 @@ class Moments:
         """``E[x xᵀ]`` about the mean (divided by N, not N - 1), (H, H) float64; NaN without rows."""
         return self.second_moment - torch.outer(self.mean, self.mean)
 
+    def to_bytes(self) -> bytes:
+        """The moments as a safetensors file."""
+        return save(
+            {"count": torch.tensor(self.count), "total": self.total.cpu(), "outer": self.outer.cpu().contiguous()}
+        )
+
+    @classmethod
+    def from_bytes(cls, data: bytes, name: object = "") -> Moments:
+        """Read what :meth:`to_bytes` gave.
+
+        Args:
+            data: The bytes of the file.
+            name: What to call it in an error.
+
+        Raises:
+            AtomsError: If they are no moments.
+        """
+        try:
+            tensors = load(data)
+            return cls(int(tensors["count"]), tensors["total"], tensors["outer"])
+        except (SafetensorError, KeyError, ValueError, RuntimeError) as error:
+            raise AtomsError(f"moments file {name} cannot be read ({error}): delete it and harvest again") from error
+
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the moments to a safetensors file that is either whole or absent.
 
@@ -113,11 +136,10 @@ class Moments:
             path: File to write; its folder must exist.
         """
         target = Path(path)
-        tensors = {"count": torch.tensor(self.count), "total": self.total.cpu(), "outer": self.outer.cpu().contiguous()}
         partial = target.with_name(f".{target.name}.{os.getpid()}.partial")
         try:
             with partial.open("wb") as file:
-                file.write(save(tensors))
+                file.write(self.to_bytes())
                 file.flush()
                 os.fsync(file.fileno())
             partial.replace(target)
@@ -140,9 +162,7 @@ class Moments:
             AtomsError: If the file is missing or is not a moments file.
         """
         try:
-            tensors = load_file(path)
-            return cls(int(tensors["count"]), tensors["total"], tensors["outer"])
+            data = Path(path).read_bytes()
         except FileNotFoundError:
             raise AtomsError(f"moments file {path} does not exist: harvest the activations first") from None
-        except (SafetensorError, KeyError, ValueError) as error:
-            raise AtomsError(f"moments file {path} cannot be read ({error}): delete it and harvest again") from error
+        return cls.from_bytes(data, path)

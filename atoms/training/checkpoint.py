@@ -16,7 +16,7 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 
 from atoms import interruption
 from atoms.errors import AtomsError
-from atoms.training.sealed import partial_path, require_whole
+from atoms.training.checkpoint_file import partial_path, require_whole
 
 KEY = "atoms"
 

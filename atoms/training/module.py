@@ -241,7 +241,7 @@ class TSAEModule(L.LightningModule):
         if logger:
             logger.settle()  # what a resumed fit will not log again
         checkpoint[KEY] = Record(
-            store=str(self.data.path.resolve()),
+            store=self.data.path.absolute,
             identity=self.data.store.identity_hash,
             data=self.data.order_settings(),
             run_id=logger.run_id if logger else None,

@@ -12,6 +12,7 @@ from forks import Ended, Kill, files, run, settings, tiny
 import atoms.activations.planted
 import atoms.commands.fit  # the forks must not import it anew
 from atoms.activations.store import ActivationStore
+from atoms.activations.writer import moments_name
 
 KINDS = ("gpt2", "bert", "planted")
 
@@ -44,7 +45,7 @@ def prepare() -> None:
 def content(store: Path) -> Case:
     """All that a store says of its rows."""
     opened = ActivationStore.open(store, verify="always")
-    moments = {site: opened.moments_path(site).read_bytes().hex() for site in opened.sites}
+    moments = {site: opened.read_file(moments_name(site)).hex() for site in opened.sites}
     return {"identity": opened.identity_hash, "rows": opened.content_digest(), "moments": moments}
 
 
