@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from atoms.activations import lock
-from atoms.activations.lock import Holder, StoreLock, holder
+from atoms.activations.lock import Holder, StoreLock, holder, sweep_lock
 from atoms.errors import AtomsError
 
 ROOT = Path(__file__).parents[1]  # where `python -c` finds the package, installed or not
@@ -241,3 +241,19 @@ def test_the_heartbeat_of_an_object_is_refreshed(s3, monkeypatch):
         assert found is not None
         assert found.token == "thief"
     assert lock.lock_path(s3).exists()
+
+
+def test_lock_of_the_dead_is_swept_from_a_whole_store(tmp_path):
+    store = tmp_path / "store"
+    sweep_lock(store)  # none there
+    dead = subprocess.Popen(["true"])
+    dead.wait()
+    lock_path(store).write_text(json.dumps({**asdict(Holder.me()), "pid": dead.pid}))
+    sweep_lock(store)
+    assert not list(tmp_path.iterdir())
+
+
+def test_lock_of_the_living_is_not_swept(tmp_path):
+    with StoreLock(tmp_path / "store"):
+        sweep_lock(tmp_path / "store")
+        assert holder(tmp_path / "store") is not None

@@ -16,6 +16,7 @@ from atoms.activations.cache import GIB, ChunkCache, default_folder
 from atoms.activations.harvest import harvest as harvest_store
 from atoms.activations.harvest_spec import HarvestSpec
 from atoms.activations.location import locate
+from atoms.activations.lock import sweep_lock
 from atoms.activations.manifest import is_complete
 from atoms.activations.matrix import MatrixSpec, import_matrix
 from atoms.activations.order import Order
@@ -139,6 +140,8 @@ class ActivationDataModule(L.LightningDataModule):
             AtomsError: If the store is not whole and nothing says how to make it, or making it fails.
         """
         if self.complete:
+            if self.source is not None and rank_zero_only.rank == 0:  # type: ignore[attr-defined]
+                sweep_lock(self.path)
             return
         if self.source is None:
             ActivationStore.open(self.path)  # says what is wrong with it

@@ -285,11 +285,11 @@ class HarvestModule(L.LightningModule):
         self.trainer.strategy.barrier("blocks written")
         if self.trainer.is_global_zero:
             self.moments.pool()
+            self.moments.sweep()
             seconds = round(time.monotonic() - self.started, 1)
             sealed = self.writer.finalise({**self.facts, "seconds": seconds})
             if warning := sealed.warning(self.spec.dtype):
                 announce(f"note     {warning}")
-            self.moments.sweep()
         self.trainer.strategy.barrier("store complete")
         # The weights are not needed again; a reference from the trainer would keep them alive through the fit.
         del self.model, self.reader

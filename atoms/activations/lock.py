@@ -80,6 +80,15 @@ def holder(path: Where) -> Holder | None:
     return found[0] if found is not None and found[0].alive else None
 
 
+def sweep_lock(path: Where) -> None:
+    """Remove the lock of a writer that was killed when its store was whole, and nobody has to write it again."""
+    lock = lock_path(path)
+    if lock.writable and _read(lock) is not None and holder(path) is None:
+        # Whoever is killed, or cannot write here, leaves a lock that hinders nobody.
+        with contextlib.suppress(AtomsError), StoreLock(path):
+            pass
+
+
 class StoreLock:
     """Context manager that holds the lock of a store being written. Only one rank of a job takes it.
 

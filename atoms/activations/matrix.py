@@ -340,8 +340,8 @@ def import_matrix(spec: MatrixSpec, path: Where) -> None:
                     f"note     {count:,} of {spec.rows:,} rows of {site} hold NaN or infinite values as {spec.storage}"
                 )
         facts = {"documents": deal.documents, "held_out_twins": twins.count, "not_finite": broken}
-        writer.finalise({**facts, "seconds": round(time.monotonic() - started, 1)})
         moments.sweep()
+        writer.finalise({**facts, "seconds": round(time.monotonic() - started, 1)})
 
 
 def _costs(spec: MatrixSpec, deal: Deal, store: StoreSpec, place: Location) -> Iterator[str]:

@@ -77,7 +77,10 @@ class MomentsWriter:
             self.writer.write_moments(site, sums)
 
     def sweep(self) -> None:
-        """Delete all ranks' sums, once the store is complete. One rank calls it."""
+        """Delete all ranks' sums, once they are pooled and before the store is complete. One rank calls it.
+
+        A kill in between costs a reading of the rows; after completion nobody would come back to sweep.
+        """
         found = self._folder.files() or {}
         # Marks first: one without its sums would only be found damaged by a repair.
         for name in sorted(found, key=lambda name: not name.startswith("mark-")):

@@ -134,8 +134,8 @@ def plant(spec: PlantedSpec, path: Where) -> None:
         moments.finish()
         moments.pool()
         writer.write_file(PLANTED_FILE, save({"atoms": spec.truth()[0].contiguous()}))
-        writer.finalise()
         moments.sweep()
+        writer.finalise()
 
 
 def load_truth(store: ActivationStore) -> Tensor | None:
