@@ -1,6 +1,8 @@
 """``atoms fit`` from the command line to what it leaves behind."""
 
+import contextlib
 import re
+import sqlite3
 from pathlib import Path
 
 import pytest
@@ -185,6 +187,23 @@ class TestResume:
         assert new.info.run_id != run.info.run_id
         assert final(new) == final(fitted.run)
         assert f"note     run {run.info.run_id} is not in " in capsys.readouterr().err
+
+    def test_a_kill_between_checkpoint_and_curves_leaves_no_gap(self, fitted, stopped, database, tmp_path):
+        """Lightning gives a step to the loggers after the checkpoint of that step is saved."""
+        run, path = stopped
+        with contextlib.closing(sqlite3.connect(tmp_path / "mlflow.db")) as data, data:
+            gone = data.execute(
+                "delete from metrics where run_uuid = ? and step >= 7680", [run.info.run_id]
+            )  # 30 · 256
+            assert gone.rowcount > 0
+        main([*fitted.words, f"--ckpt_path={path}"])
+        whole = MlflowClient(f"sqlite:///{fitted.folder}/mlflow.db")
+        for key in ("train/loss", "train/error", "train/l0", "train/revival", "val/r2"):
+            ours, theirs = (
+                [(point.step, point.value) for point in client.get_metric_history(run_id, key)]
+                for client, run_id in ((database, run.info.run_id), (whole, fitted.run.info.run_id))
+            )
+            assert ours == theirs, key
 
     @pytest.mark.parametrize("extra", ["--trainer.accumulate_grad_batches=2", "--trainer.limit_train_batches=13"])
     def test_same_bits_whatever_makes_up_an_epoch(self, fit_words, tmp_path, extra):

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 from matplotlib.figure import Figure
 from mlflow.exceptions import MlflowException
+from mlflow.tracking import MlflowClient
 
 from atoms.training.mlflow_logger import AtomsMLFlowLogger, child_run
 
@@ -89,3 +90,29 @@ def test_numbers_queued_are_there_once_the_run_has_ended(database):
         logger.log_metrics({"a": float(step)}, step)
     logger.finalize("success")
     assert [value for _, value in history(database, logger, "a")] == list(range(300))
+
+
+def test_a_database_whose_making_was_killed_does_not_stand_in_the_way(tmp_path, monkeypatch):
+    """MLflow makes tables one by one and refuses a database that has some of them."""
+    for name in (".mlflow.db.partial", ".mlflow.db.partial-journal"):
+        (tmp_path / name).write_bytes(b"half of a database")
+    monkeypatch.chdir(tmp_path)
+    logger = AtomsMLFlowLogger(synchronous=True)
+    logger.log_metrics({"x": 1.0}, step=0)
+    assert [path.name for path in tmp_path.iterdir() if path.is_file()] == ["mlflow.db"]
+    assert MlflowClient(logger.tracking_uri).get_run(logger.run_id).data.metrics == {"x": 1.0}
+
+
+def test_a_database_appears_whole(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    seen = []
+
+    def killed(*_args, **_keywords):
+        seen.extend(path.name for path in tmp_path.iterdir())
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("os.replace", killed)
+    with pytest.raises(KeyboardInterrupt):
+        AtomsMLFlowLogger()
+    assert ".mlflow.db.partial" in seen
+    assert not list(tmp_path.iterdir())

@@ -151,10 +151,16 @@ class AtomsCLI(LightningCLI):
             raise AtomsError(f"seed_everything: {printable(str(error))}") from error
 
     def before_instantiate_classes(self) -> None:
-        """Only the first rank of a fit needs a logger, and MLflow's makes a database as soon as it is built."""
-        trainer = self.config[self.subcommand].trainer
-        if self.subcommand != "fit" or trainer.fast_dev_run or not is_first_rank():
-            trainer.logger = False
+        """Leave out what this command does not need of the settings of a fit."""
+        config = self.config[self.subcommand]
+        # Only the first rank of a fit needs a logger, and MLflow's makes a database as soon as it is built.
+        if self.subcommand != "fit" or config.trainer.fast_dev_run or not is_first_rank():
+            config.trainer.logger = False
+        # Rows of several sites can be cached without saying which of them will be learnt.
+        if self.subcommand == "cache" and config.model.site is None:
+            data = config.data
+            sites = data.harvest.sites if data.harvest else data.matrix.files if data.matrix else ()
+            config.model.site = next(iter(sites), None)
 
     def instantiate_classes(self) -> None:
         """Build everything; what a settings class refuses is said as it said it."""
@@ -377,6 +383,8 @@ class AtomsCLI(LightningCLI):
         if self.record and self.record.run_id and self.record.tracking_uri == logger.tracking_uri:
             try:
                 logger.reattach(self.record.run_id)
+                if self.record.curves:
+                    logger.log_at(self.record.curves, self.record.rows)
                 return
             except MlflowException:
                 _say(

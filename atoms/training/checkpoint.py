@@ -5,7 +5,7 @@ import signal
 import sys
 import zipfile
 from collections.abc import Callable, Iterable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, cast
 
@@ -31,6 +31,9 @@ class Record:
         data: Settings of the datamodule that fix which rows make up a batch.
         run_id: MLflow run, or None.
         tracking_uri: Where that run is kept, or None.
+        curves: Points of the step just taken. Lightning gives them to the logger after the checkpoint is saved, and a
+            kill in between would leave a gap.
+        rows: Rows seen after that step.
     """
 
     store: str
@@ -38,6 +41,8 @@ class Record:
     data: dict[str, Any]
     run_id: str | None = None
     tracking_uri: str | None = None
+    curves: dict[str, float] = field(default_factory=dict)
+    rows: int = 0
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values for the checkpoint."""

@@ -1,6 +1,7 @@
 """MLflow as the place where runs of different sizes, layers and seeds are compared."""
 
 import contextlib
+import fcntl
 import io
 import os
 import sqlite3
@@ -15,6 +16,7 @@ from lightning.fabric.loggers.logger import rank_zero_experiment
 from lightning.pytorch.loggers import MLFlowLogger
 from lightning.pytorch.utilities import rank_zero_only
 from matplotlib.figure import Figure
+from mlflow.exceptions import MlflowException
 from mlflow.tracking import MlflowClient
 
 from atoms.errors import AtomsError
@@ -225,8 +227,32 @@ def _require_usable(uri: str) -> None:
                 database.execute("begin immediate")
         elif not os.access(path.parent, os.W_OK):
             raise PermissionError(f"{path.parent} is missing or cannot be written")
-    except (OSError, sqlite3.Error) as error:
+        else:
+            _create(path)
+    except (OSError, sqlite3.Error, MlflowException) as error:
         raise _unusable(uri, error) from error
+
+
+def _create(path: Path) -> None:
+    """Make an empty database that appears whole: one whose making was killed would never open again."""
+    partial = path.with_name(f".{path.name}.partial")
+    folder = os.open(path.parent, os.O_RDONLY)
+    try:
+        fcntl.flock(folder, fcntl.LOCK_EX)  # one process makes it, the others find it made
+        if path.exists():
+            return
+        # SQLite would take the journal of a database that a kill left for that of the next.
+        left = [partial.with_name(partial.name + suffix) for suffix in ("", "-journal", "-wal", "-shm")]
+        for file in left:
+            file.unlink(missing_ok=True)
+        try:
+            MlflowClient(f"{_SQLITE}{partial}").search_experiments(max_results=1)
+            os.replace(partial, path)
+        finally:
+            for file in left:
+                file.unlink(missing_ok=True)
+    finally:
+        os.close(folder)
 
 
 def _unusable(uri: str, error: Exception) -> AtomsError:

@@ -70,6 +70,8 @@ class TSAEModule(L.LightningModule):
             "seed": seed,
         }
         self.configs = member_configs(base, members, list(width))
+        self._curves: tuple[int, dict[str, Tensor]] = (0, {})
+        """The step last taken and what was logged of it."""
         self.members = nn.ModuleDict()
         self.scores = nn.ModuleDict()
 
@@ -201,6 +203,7 @@ class TSAEModule(L.LightningModule):
             torch.distributed.all_reduce(flat)
         sizes = [len(stats) for stats in self._stats]
         self._stats = None
+        logged: dict[str, Tensor] = {}
         for name, stats in zip(self.configs, torch.split(flat, sizes), strict=True):
             member = self.member(name)
             control = member.control
@@ -213,7 +216,9 @@ class TSAEModule(L.LightningModule):
                 "revival": revival,
                 "l0": control.mean_l0,
             }
-            self.log_dict({f"{self.label('train', name)}/{key}": value.float() for key, value in curves.items()})
+            logged |= {f"{self.label('train', name)}/{key}": value.float() for key, value in curves.items()}
+        self.log_dict(logged)
+        self._curves = (self.trainer.global_step + 1, logged)
 
     def configure_gradient_clipping(
         self, optimizer: Optimizer, gradient_clip_val: float | None = None, gradient_clip_algorithm: str | None = None
@@ -240,12 +245,17 @@ class TSAEModule(L.LightningModule):
         logger = next((logger for logger in self.trainer.loggers if isinstance(logger, AtomsMLFlowLogger)), None)
         if logger:
             logger.settle()  # what a resumed fit will not log again
+        step, curves = self._curves
+        every = self.trainer.log_every_n_steps
+        unsent = logger is not None and step > 0 and every > 0 and step % every == 0
         checkpoint[KEY] = Record(
             store=self.data.path.absolute,
             identity=self.data.store.identity_hash,
             data=self.data.order_settings(),
             run_id=logger.run_id if logger else None,
             tracking_uri=logger.tracking_uri if logger else None,
+            curves={key: float(value) for key, value in curves.items()} if unsent else {},
+            rows=step * self.data.batch_size * self.trainer.accumulate_grad_batches,
         ).to_dict()
 
     # ------------------------------------------------------------------------------------------ judging

@@ -111,7 +111,9 @@ def case(random: random.Random, scratch: Path) -> Case:
         return out | {"outcome": "STUCK", "said": ended.said[-2000:]}
     if not same(result(folder, STEPS[kind]), expected):
         return out | {"outcome": "DIFFERENT"}
-    left = [str(path) for path in folder.rglob("*.partial")]
+    # A run that was killed before its first checkpoint is never taken up; its folder is left as it was.
+    (last, *_) = sorted(folder.rglob(f"step-{STEPS[kind]:07d}*.ckpt"))
+    left = [str(path) for path in (*last.parent.glob("*.partial"), *folder.glob("*.partial*"))]
     return out | ({"outcome": "DIFFERENT", "files": left} if left else {"outcome": "equal"})
 
 
