@@ -273,6 +273,7 @@ class TestCheckpoints:
     @pytest.mark.parametrize("command", ["fit", "test", "predict", "validate"])
     def test_missing_or_something_else(self, command, fit_words, refused):
         words = [command, *fit_words[1:]] if command != "validate" else [command]
+        assert refused(*words, "--ckpt_path=").startswith("ckpt_path is empty: name a checkpoint")
         assert refused(*words, "--ckpt_path=nowhere.ckpt").startswith("ckpt_path is nowhere.ckpt, which is not a file")
         Path("text.ckpt").write_text("not a checkpoint")
         assert refused(*words, "--ckpt_path=text.ckpt").startswith("ckpt_path is text.ckpt, which is not a checkpoint")

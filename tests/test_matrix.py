@@ -235,6 +235,7 @@ def test_memory_is_a_block_and_a_window(monkeypatch):
     ("change", "said"),
     [
         ({"files": {}}, r"data\.matrix\.files is empty"),
+        ({"files": {"": "a.npy"}}, r"site '': a name is printed as it is"),
         ({"dtype": "int8"}, r"data\.matrix\.dtype is int8: give auto or one of"),
         ({"memory_mib": 0}, r"data\.matrix\.memory_mib is 0: give at least 1"),
         ({"val": 0.0}, r"data\.matrix\.val=0\.0 and test=0\.1"),

@@ -20,7 +20,7 @@ from atoms.activations.matrix_files import FILES, Column, Site, content_digests
 from atoms.activations.moments_writer import MomentsWriter
 from atoms.activations.permutation import permutation
 from atoms.activations.reader import ChunkReader
-from atoms.activations.spec import STORAGE, StoreSpec, acts_path, stored_spec
+from atoms.activations.spec import STORAGE, StoreSpec, acts_path, require_names, stored_spec
 from atoms.activations.text import assign_splits
 from atoms.activations.writer import StoreWriter
 from atoms.errors import AtomsError
@@ -69,6 +69,7 @@ class MatrixSpec:
         """Check what cannot work."""
         if not self.files:
             raise AtomsError(f"{FILES} is empty: name at least one site and its files")
+        require_names(self.files)
         if self.dtype not in ("auto", *STORAGE):
             raise AtomsError(f"data.matrix.dtype is {self.dtype}: give auto or one of {', '.join(STORAGE)}")
         if self.memory_mib < 1:

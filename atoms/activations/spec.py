@@ -3,7 +3,7 @@
 import hashlib
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Self
@@ -88,11 +88,7 @@ class StoreSpec:
             raise AtomsError(f"data.harvest.dtype={self.dtype}: unknown; use one of {', '.join(STORAGE)}")
         if not self.sites:
             raise AtomsError("data.harvest.sites=[]: a store needs at least one site; name one")
-        for site in self.sites:
-            if not site or printable(site) != site:
-                raise AtomsError(
-                    f"site {site!r}: a name is printed as it is, so it holds no control characters; rename it"
-                )
+        require_names(self.sites)
         for split in self.splits:
             if not re.fullmatch(r"[A-Za-z0-9_]+", split) or split in ("manifest", "moments"):
                 raise ValueError(
@@ -182,6 +178,20 @@ class StoreSpec:
             raise AtomsError(
                 f"data.store={path}: made by other settings ({'; '.join(differences)}); "
                 "use the stored settings, choose another data.store, or delete this one"
+            )
+
+
+def require_names(sites: Iterable[str]) -> None:
+    """Refuse names that no site can have.
+
+    Raises:
+        AtomsError: one is empty, or holds what would move a terminal's cursor.
+    """
+    for site in sites:
+        if not site or printable(site) != site:
+            raise AtomsError(
+                f"site {site!r}: a name is printed as it is, so it holds characters that can be seen and no others; "
+                "rename it"
             )
 
 

@@ -116,7 +116,7 @@ class AtomsCLI(LightningCLI):
         self.go_on = command == "fit" and ckpt_path == LAST
         if self.go_on:  # found once the store and the model are there to compare with
             self.config.fit.ckpt_path = None
-        if not ckpt_path or self.go_on:
+        if ckpt_path is None or self.go_on:
             return
         content, self.record = checkpoint.read(ckpt_path)
         stored = content.get("hyper_parameters", {})

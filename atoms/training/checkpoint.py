@@ -160,6 +160,8 @@ def read(path: str | Path) -> tuple[dict[str, Any], Record]:
     Raises:
         AtomsError: If there is no such file, it is not a checkpoint of atoms, or it is damaged.
     """
+    if not str(path):
+        raise AtomsError("ckpt_path is empty: name a checkpoint, or leave it out")
     if not Path(path).is_file():
         raise AtomsError(f"ckpt_path is {path}, which is not a file: give the .ckpt file that `atoms fit` named")
     # torch stores entries as they are; what is packed may unpack to more than any machine holds.
