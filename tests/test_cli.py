@@ -155,6 +155,10 @@ def test_config_files_that_cannot_be(text, said, refused):
         ("--data.batch_size=8192", "data.batch_size is 8192, but the store has only 4800 training rows"),
         ("--trainer.precision=bf16-true", "trainer.precision is 'bf16-true'"),
         ("--trainer.gradient_clip_val=1.0", "trainer.gradient_clip_val is 1.0, but each member is clipped alone: set"),
+        (
+            "--model.expansion=1e9",
+            "model.expansion is 1000000000.0, which makes 1.6e+10 atoms of rows of width 16: lower",
+        ),
         ("--trainer.max_epochs=0", "trainer.max_epochs and trainer.max_steps leave no step to take"),
         ("--model.site=resid_post.3", "model.site is 'resid_post.3', which the store does not hold: use planted"),
         ("--model.members={a/b: {}}", "model.members has 'a/b'"),

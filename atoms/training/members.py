@@ -40,6 +40,9 @@ class MemberOverrides:
     """Seed of its initial directions."""
 
 
+MOST_ATOMS = 2**31 - 1
+
+
 @dataclass(frozen=True)
 class MemberConfig:
     """Settings of one dictionary, complete; `TSAEModule` documents them."""
@@ -55,8 +58,18 @@ class MemberConfig:
     seed: int
 
     def num_atoms(self, width: int) -> int:
-        """Number of atoms A for rows of ``width``."""
-        return max(1, math.floor(self.expansion * width))
+        """Number of atoms A for rows of ``width``.
+
+        Raises:
+            AtomsError: If sparse codes, whose indices are int32, could not tell them apart.
+        """
+        atoms = max(1, math.floor(self.expansion * width))
+        if atoms > MOST_ATOMS:
+            raise AtomsError(
+                f"model.expansion is {self.expansion}, which makes {atoms:.3g} atoms of rows of width {width}: lower "
+                f"it, {MOST_ATOMS:,} atoms are the most"
+            )
+        return atoms
 
 
 class Member(nn.Module):
