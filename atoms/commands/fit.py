@@ -383,8 +383,7 @@ class AtomsCLI(LightningCLI):
         if self.record and self.record.run_id and self.record.tracking_uri == logger.tracking_uri:
             try:
                 logger.reattach(self.record.run_id)
-                if self.record.curves:
-                    logger.log_at(self.record.curves, self.record.rows)
+                logger.log_missing(self.record.curves, self.record.rows)
                 return
             except MlflowException:
                 _say(

@@ -141,6 +141,18 @@ class AtomsMLFlowLogger(MLFlowLogger):
         self.put(outbox.metrics(((name, float(value)) for name, value in metrics.items()), rows))
 
     @rank_zero_only
+    def log_missing(self, metrics: Mapping[str, float], rows: int) -> None:
+        """Log those scalars that the run does not hold yet at a number of rows seen."""
+        client, run_id = self.experiment, str(self.run_id)
+        missing = {
+            name: value
+            for name, value in metrics.items()
+            if all(point.step != rows for point in client.get_metric_history(run_id, name))
+        }
+        if missing:
+            self.log_at(missing, rows)
+
+    @rank_zero_only
     def log_hyperparams(self, params: dict[str, Any] | Namespace) -> None:
         """Log flat parameters."""
         self.put(outbox.params(vars(params) if isinstance(params, Namespace) else params))
