@@ -1,8 +1,12 @@
 """A small store of two sites that several test files write, read and spoil."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import pytest
 import torch
 
 from atoms.activations.grid import Grid, Span
@@ -50,3 +54,20 @@ def flip(file: Path, at: int) -> None:
     data = bytearray(file.read_bytes())
     data[at] ^= 1
     file.write_bytes(data)
+
+
+@contextmanager
+def broken_off(blocks: int) -> Iterator[None]:
+    """Whoever writes a store in here is broken off after so many blocks."""
+    original, written = StoreWriter.write_block, []
+
+    def break_off(self: StoreWriter, *args: Any, **kwargs: Any) -> None:
+        if len(written) == blocks:
+            raise RuntimeError("broken off")
+        written.append(args)
+        original(self, *args, **kwargs)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(StoreWriter, "write_block", break_off)
+        with pytest.raises(RuntimeError, match="broken off"):
+            yield

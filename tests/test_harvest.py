@@ -17,6 +17,7 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from stores import broken_off
 from transformers import AutoModel, AutoTokenizer, PreTrainedTokenizerFast
 from transformers.utils import logging as transformers_logging
 
@@ -394,18 +395,8 @@ def test_a_full_disk_is_said_and_leaves_what_can_be_taken_up(tiny_bert, much_tex
 
 
 def test_a_begun_store_keeps_its_blocks_when_the_memory_setting_changes(tiny_bert, much_text, whole, monkeypatch):
-    original, written = StoreWriter.write_block, []
-
-    def break_off(self: StoreWriter, *args: Any, **kwargs: Any) -> None:
-        if len(written) == 2:
-            raise RuntimeError("broken off")
-        written.append(args)
-        original(self, *args, **kwargs)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(StoreWriter, "write_block", break_off)
-        with pytest.raises(RuntimeError, match="broken off"):
-            run(make_long(tiny_bert, much_text))
+    with broken_off(2):
+        run(make_long(tiny_bert, much_text))
     resumed = run(make_long(tiny_bert, much_text, memory_mib=512))
     assert resumed.grid == whole.grid
     assert_same(resumed, whole)

@@ -10,13 +10,14 @@ import pytest
 import torch
 import yaml
 from safetensors.torch import save_file
+from stores import broken_off
 
 from atoms.activations.datamodule import ActivationDataModule
 from atoms.activations.grid import Grid
 from atoms.activations.lock import StoreLock
 from atoms.activations.matrix import Deal, MatrixSpec, import_matrix
 from atoms.activations.planted import PlantedSpec
-from atoms.activations.store import ActivationStore, StoreWriter
+from atoms.activations.store import ActivationStore
 from atoms.cli import main
 from atoms.errors import AtomsError
 
@@ -166,18 +167,8 @@ def test_resumed_it_is_the_same_store(rows, monkeypatch):
     rows[100:140] = rows[:40]  # twins are counted alike
     np.save("acts.npy", rows)
     whole = stored(spec(doc_ids=None), "whole")
-    original, written = StoreWriter.write_block, []
-
-    def break_off(self, span, *args, **kwargs):
-        if len(written) == 9:
-            raise KeyboardInterrupt
-        written.append(span)
-        original(self, span, *args, **kwargs)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(StoreWriter, "write_block", break_off)
-        with pytest.raises(KeyboardInterrupt):
-            import_matrix(spec(doc_ids=None), Path("resumed"))
+    with broken_off(9):
+        import_matrix(spec(doc_ids=None), Path("resumed"))
     with pytest.raises(AtomsError, match="incomplete, 9 of"):
         ActivationStore.open("resumed")
     resumed = stored(spec(doc_ids=None), "resumed")

@@ -5,12 +5,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from stores import broken_off
 
 from atoms.activations import planted
 from atoms.activations.grid import Grid
 from atoms.activations.lock import StoreLock
 from atoms.activations.planted import SITE, PlantedSpec, load_truth, plant
-from atoms.activations.store import ActivationStore, StoreWriter
+from atoms.activations.store import ActivationStore
 from atoms.errors import AtomsError
 
 SMALL = PlantedSpec(width=12, atoms=8, active=2.0, rows=500)
@@ -93,18 +94,8 @@ def plant_in_blocks(monkeypatch: pytest.MonkeyPatch, path: Path) -> ActivationSt
 
 def test_resumed_it_is_the_same_store(tmp_path, monkeypatch):
     whole = plant_in_blocks(monkeypatch, tmp_path / "whole")
-    original, written = StoreWriter.write_block, []
-
-    def break_off(self: StoreWriter, span: object, *args: object, **kwargs: object) -> None:
-        if len(written) == 6:
-            raise KeyboardInterrupt
-        written.append(span)
-        original(self, span, *args, **kwargs)  # type: ignore[arg-type]
-
-    with monkeypatch.context() as patch:
-        patch.setattr(StoreWriter, "write_block", break_off)
-        with pytest.raises(KeyboardInterrupt):
-            plant_in_blocks(monkeypatch, tmp_path / "resumed")
+    with broken_off(6):
+        plant_in_blocks(monkeypatch, tmp_path / "resumed")
     with pytest.raises(AtomsError, match="incomplete, 6 of 13 blocks"):
         ActivationStore.open(tmp_path / "resumed")
     resumed = plant_in_blocks(monkeypatch, tmp_path / "resumed")

@@ -114,7 +114,20 @@ def _declared_width(model: PreTrainedModel, site: Site, error: _NoForwardError) 
     ) from error
 
 
-class SiteReader:
+class _Hooked:
+    """Hooks that are in place between entering and leaving a context."""
+
+    def __init__(self) -> None:
+        self._handles: list[RemovableHandle] = []
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        while self._handles:
+            self._handles.pop().remove()
+
+
+class SiteReader(_Hooked):
     """Reads the activations at sites, and runs the model no further than the last of them.
 
     Hooks are in place between entering and leaving the context.
@@ -128,6 +141,7 @@ class SiteReader:
     """
 
     def __init__(self, model: PreTrainedModel, names: Iterable[str]) -> None:
+        super().__init__()
         self.sites = [resolve_site(model, name) for name in names]
         if len({site.name for site in self.sites}) != len(self.sites) or not self.sites:
             raise AtomsError(f"data.harvest.sites must name each site once, got {[site.name for site in self.sites]}")
@@ -136,7 +150,6 @@ class SiteReader:
         self._captured: dict[str, Tensor] | None = None  # None outside a reading, where the hooks do nothing
         self._to_the_end = False
         self._shape = torch.Size()
-        self._handles: list[RemovableHandle] = []
 
     def __enter__(self) -> Self:
         for site, module in zip(self.sites, self._modules, strict=True):
@@ -145,12 +158,6 @@ class SiteReader:
             else:
                 self._handles.append(module.register_forward_hook(self._output_hook(site)))
         return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        while self._handles:
-            self._handles.pop().remove()
 
     def read(self, **inputs: Tensor) -> dict[str, Tensor]:
         """Run the model on one batch, no further than the last site.
@@ -236,7 +243,7 @@ class Call:
     """The first tensor that came out."""
 
 
-class Calls:
+class Calls(_Hooked):
     """Notes every call of some modules while in its context, in the order in which the calls end.
 
     Args:
@@ -248,19 +255,13 @@ class Calls:
 
     def __init__(self, modules: Mapping[str, nn.Module]) -> None:
         self._modules = modules
-        self._handles: list[RemovableHandle] = []
+        super().__init__()
         self.heard: list[Call] = []
 
     def __enter__(self) -> Self:
         for path, module in self._modules.items():
             self._handles.append(module.register_forward_hook(self._hook(path), with_kwargs=True))
         return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        while self._handles:
-            self._handles.pop().remove()
 
     def _hook(self, path: str) -> Any:
         def hook(_module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any], output: Any) -> None:

@@ -15,6 +15,7 @@ import torch
 from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
 from lightning.fabric.utilities.types import _PATH
 
+from atoms.activations.files import fsync
 from atoms.errors import AtomsError
 
 _NAME = b"atoms sha256 "
@@ -45,7 +46,7 @@ class SealedCheckpointIO(TorchCheckpointIO):
                 with partial.open("w+b") as file:
                     _write(checkpoint, file)
                 os.replace(partial, path)
-                _fsync(path.parent)
+                fsync(path.parent)
             finally:
                 partial.unlink(missing_ok=True)
         except (OSError, RuntimeError) as error:
@@ -120,14 +121,6 @@ def _digest(file: BinaryIO, size: int) -> bytes:
         digest.update(part)
         size -= len(part)
     return digest.hexdigest().encode()
-
-
-def _fsync(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def _unwritable(path: Path, error: OSError) -> str:

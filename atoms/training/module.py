@@ -246,7 +246,7 @@ class TSAEModule(L.LightningModule):
         if logger:
             logger.settle()  # what a resumed fit will not log again
         step, curves = self._curves
-        every = self.trainer.log_every_n_steps
+        every = cast("Any", self.trainer).log_every_n_steps
         unsent = logger is not None and step > 0 and every > 0 and step % every == 0
         checkpoint[KEY] = Record(
             store=self.data.path.absolute,
