@@ -66,6 +66,7 @@ class KeepLast(ModelCheckpoint):
             raise AtomsError(f"checkpoint: {' '.join(str(error).split())}") from error
         self._steps = 0
         self._stopping_at = ""
+        self._waiting = False
 
     @property
     def newest(self) -> str:
@@ -101,8 +102,11 @@ class KeepLast(ModelCheckpoint):
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Save if the interval says so, or if this fit is asked to stop."""
-        super().on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)
+        """Save if the interval says so, or if this fit is asked to stop; at an epoch's end, after its validation."""
+        # A fit taken up after an epoch's last step does not come back for the validation.
+        self._waiting = trainer.is_last_batch
+        if not self._waiting:
+            super().on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)
         stepped, self._steps = trainer.global_step > self._steps, trainer.global_step
         if stepped and not trainer.is_last_batch and self._asked(trainer, self.AGREE_EVERY):
             self._save_now(trainer)
@@ -110,6 +114,8 @@ class KeepLast(ModelCheckpoint):
 
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Save if the interval says so, or if this fit is asked to stop."""
+        if self._waiting:
+            super().on_train_batch_end(trainer, pl_module, None, None, -1)
         super().on_train_epoch_end(trainer, pl_module)
         if self._stopping_at or self._asked(trainer, 1):
             self._save_now(trainer)
