@@ -12,6 +12,7 @@ from mlflow.tracking import MlflowClient
 
 from atoms.cli import main
 from atoms.training import checkpoint
+from atoms.training.checkpoint_file import SealedCheckpointIO
 
 
 def runs(client: MlflowClient) -> list:
@@ -204,6 +205,19 @@ class TestResume:
                 for client, run_id in ((database, run.info.run_id), (whole, fitted.run.info.run_id))
             )
             assert ours == theirs, key
+
+    def test_a_checkpoint_at_the_end_of_an_epoch_has_its_scores_behind_it(self, fit_words, database, monkeypatch):
+        """A fit that is taken up there does not validate that epoch again."""
+        original, scored = SealedCheckpointIO.save_checkpoint, {}
+
+        def look(self, content, path, storage_options=None):
+            points = database.get_metric_history(content["atoms"]["run_id"], "val/r2")
+            scored[content["global_step"]] = [point.step // 256 for point in points]
+            original(self, content, path, storage_options)
+
+        monkeypatch.setattr(SealedCheckpointIO, "save_checkpoint", look)
+        main([*fit_words, "--trainer.max_epochs=2", "--checkpoint.every_n_train_steps=9"])
+        assert scored == {9: [], 18: [18], 27: [18], 36: [18, 36]}
 
     @pytest.mark.parametrize("extra", ["--trainer.accumulate_grad_batches=2", "--trainer.limit_train_batches=13"])
     def test_same_bits_whatever_makes_up_an_epoch(self, fit_words, tmp_path, extra):
