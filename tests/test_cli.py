@@ -141,6 +141,7 @@ def test_settings_that_cannot_be(words, said, refused, tmp_path):
         ("data: [1]", "data"),
         ("trainer: [1]", "trainer"),
         ("trainer: null", "trainer"),
+        ("trainer: {accumulate_grad_batches: null}", "trainer.accumulate_grad_batches is null: give a value, or leave"),
         ("- a list", "Unexpected config"),
     ],
 )

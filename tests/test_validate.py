@@ -191,6 +191,12 @@ class TestPredict:
         assert capsys.readouterr().err.startswith("atoms: error: output is codes.zarr, which exists")
         assert not list(Path("codes.zarr").iterdir())
 
+    @pytest.mark.parametrize("output", ["", "a\0b", "a\x1b[2J"])
+    def test_names_that_cannot_be(self, fitted, fit_words, output, capsys):
+        with pytest.raises(SystemExit):
+            main(["predict", *fit_words[1:], f"--ckpt_path={fitted.last}", f"--output={output}"])
+        assert capsys.readouterr().err.startswith(f"atoms: error: output is {output!r}: name a folder to write")
+
     def test_broken_off_leaves_nothing_under_its_name_and_starts_afresh(self, fitted, fit_words, monkeypatch, capsys):
         words = ["predict", *fit_words[1:], f"--ckpt_path={fitted.last}"]
         with monkeypatch.context() as patch:

@@ -106,7 +106,8 @@ class AtomsCLI(LightningCLI):
         with readable():
             self.config = parser.parse_args(words)
             self.explicit = parser.parse_args(words, defaults=False)
-        require_settings(self.config[self.config.subcommand], {"model": TSAEModule, "data": ActivationDataModule})
+        made = {"model": TSAEModule, "data": ActivationDataModule, "trainer": L.Trainer}
+        require_settings(self.config[self.config.subcommand], made)
 
     def _parse_ckpt_path(self) -> None:
         # Lightning would put the checkpoint's settings over whatever was asked for, without a word.
@@ -281,6 +282,8 @@ class AtomsCLI(LightningCLI):
         """Nothing may be overwritten."""
         self._require_checkpoint()
         output = self.config.predict.output
+        if not output or printable(output) != output:
+            raise AtomsError(f"output is {output!r}: name a folder to write")
         if Path(output).exists():
             raise AtomsError(f"output is {output}, which exists: choose another name, or delete it")
         if is_first_rank():

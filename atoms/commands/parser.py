@@ -103,8 +103,6 @@ def require_settings(config: Any, made: dict[str, Any]) -> None:
     """
     for group, built in made.items():
         _require(group, config.get(group), built)
-    if not isinstance(config.get("trainer"), Namespace):
-        raise AtomsError(f"trainer is {config.get('trainer')!r}: give settings by their names")
 
 
 def _require(name: str, value: Any, built: Any) -> None:
