@@ -76,7 +76,7 @@ def run(words: list[str], folder: Path, kill: Kill | None = None, prepare: Calla
             os.kill(child, signal.SIGKILL)
         time.sleep(0.005)
     seconds = time.monotonic() - started
-    calls = int(count.read_text()) if count.exists() else 0
+    calls = int(count.read_text() or 0) if count.exists() else 0  # a kill may come amid its writing too
     said = log.read_text(errors="replace")
     log.unlink()
     count.unlink(missing_ok=True)
