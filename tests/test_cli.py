@@ -330,7 +330,7 @@ def test_every_config_is_run():
     assert {path.stem for path in CONFIGS.glob("*.yaml")} == {*TINY, "planted", "text"}
 
 
-@pytest.mark.parametrize("config", [("planted",), *((name,) for name in TINY), *((name, "text") for name in FACTS[:1])])
+@pytest.mark.parametrize("config", [("planted",), *((name,) for name in TINY), *((name, "text") for name in FACTS)])
 def test_configs_run_on_a_tiny_model_of_the_family(config, tiny_folder, text_folder, facts, hub_text, database, capsys):
     words = ["fit", *(f"--config={CONFIGS / name}.yaml" for name in config)]
     if config == ("planted",):
