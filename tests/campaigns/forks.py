@@ -3,12 +3,13 @@
 import importlib
 import os
 import random
+import shutil
 import signal
 import sys
 import time
 import traceback
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -81,6 +82,47 @@ def run(words: list[str], folder: Path, kill: Kill | None = None, prepare: Calla
     log.unlink()
     count.unlink(missing_ok=True)
     return Ended(os.waitstatus_to_exitcode(waited[1]), seconds, calls, said)
+
+
+def kill_and_go_on(
+    random: random.Random,
+    words: list[str],
+    folder: Path,
+    untouched: Ended,
+    look: Callable[[], dict[str, Any]],
+    prepare: Callable[[], None] | None = None,
+) -> dict[str, Any]:
+    """Kill a command one to four times, then let it end.
+
+    Args:
+        random: Says when.
+        words: The command, the same for the first start and for every later one.
+        folder: Its working directory, emptied first.
+        untouched: How it went when nobody touched it.
+        look: What is to be noted after each kill.
+        prepare: As for `run`.
+
+    Returns:
+        The kills; and ``STUCK`` with what was said, if what a kill left stood in the way.
+    """
+    kills: list[dict[str, Any]] = []
+    wanted = random.choice([1, 1, 2, 4])
+    while len(kills) < wanted:
+        if not kills:
+            shutil.rmtree(folder, ignore_errors=True)
+            folder.mkdir()
+        kill = Kill.draw(random, untouched.seconds, untouched.calls)
+        ended = run(words, folder, kill, prepare)
+        if ended.status == 0 and kills:
+            break  # it ended before it was hit
+        if ended.status == 1:
+            return {"kills": kills, "outcome": "STUCK", "said": ended.said[-2000:]}
+        if ended.status == 0:
+            continue
+        kills.append({**asdict(kill), "status": ended.status, **look()})
+    ended = run(words, folder, prepare=prepare)
+    stuck = {"outcome": "STUCK", "said": ended.said[-2000:]} if ended.status else {}
+    return {"kills": kills, **stuck}
 
 
 def _command(

@@ -1,13 +1,11 @@
 """Kill `atoms cache` again and again; the store it ends with must be that of a harvest nobody touched."""
 
 import random
-import shutil
-from dataclasses import asdict
 from functools import cache
 from pathlib import Path
 
 from cases import BAD, Case, campaign
-from forks import Ended, Kill, files, run, settings, tiny
+from forks import Ended, files, kill_and_go_on, run, settings, tiny
 
 import atoms.activations.planted
 import atoms.commands.fit  # the forks must not import it anew
@@ -63,26 +61,14 @@ def case(random: random.Random, scratch: Path) -> Case:
     """One to four kills, then to the end."""
     kind = random.choice(KINDS)
     reference, expected, expected_files = untouched(kind, scratch)
-    folder, kills, out = scratch / "case", [], {"kind": kind}
-    wanted = random.choice([1, 1, 2, 4])
-    while len(kills) < wanted:
-        if not kills:
-            shutil.rmtree(folder, ignore_errors=True)
-            folder.mkdir()
-        kill = Kill.draw(random, reference.seconds, reference.calls)
-        ended = run(words(kind, scratch), folder, kill, prepare)
-        if ended.status == 0 and kills:
-            break  # it ended before it was hit
-        if ended.status == 1:  # what a kill left must not stand in the way
-            return out | {"kills": kills, "outcome": "STUCK", "said": ended.said[-2000:]}
-        if ended.status == 0:
-            continue
-        blocks = len(list(folder.glob("store/manifest/*.json")))
-        kills.append({**asdict(kill), "status": ended.status, "blocks": blocks})
-    ended = run(words(kind, scratch), folder, prepare=prepare)
-    out["kills"] = kills
-    if ended.status != 0:
-        return out | {"outcome": "STUCK", "said": ended.said[-2000:]}
+    folder = scratch / "case"
+
+    def look() -> Case:
+        return {"blocks": len(list(folder.glob("store/manifest/*.json")))}
+
+    out = {"kind": kind, **kill_and_go_on(random, words(kind, scratch), folder, reference, look, prepare)}
+    if "outcome" in out:
+        return out
     if content(folder / "store") != expected:
         return out | {"outcome": "DIFFERENT"}
     left = sorted(set(files(folder)) ^ set(expected_files))

@@ -1,14 +1,12 @@
 """Kill `atoms fit` again and again; with --ckpt_path=last it must end with the weights of a fit nobody touched."""
 
 import random
-import shutil
-from dataclasses import asdict
 from functools import cache
 from pathlib import Path
 
 import torch
 from cases import BAD, Case, campaign
-from forks import Ended, Kill, run, settings
+from forks import Ended, kill_and_go_on, run, settings
 
 from atoms.training import checkpoint
 
@@ -89,26 +87,14 @@ def case(random: random.Random, scratch: Path) -> Case:
     """One to four kills, then to the end."""
     kind = random.choice(KINDS)
     reference, expected = untouched(kind, scratch)
-    folder, kills, out = scratch / "case", [], {"kind": kind}
-    wanted = random.choice([1, 1, 2, 4])
-    while len(kills) < wanted:
-        if not kills:
-            shutil.rmtree(folder, ignore_errors=True)
-            folder.mkdir()
-        kill = Kill.draw(random, reference.seconds, reference.calls)
-        ended = run(words(kind, scratch), folder, kill)
-        if ended.status == 0 and kills:
-            break  # it ended before it was hit
-        if ended.status == 1:  # what a kill left must not stand in the way
-            return out | {"kills": kills, "outcome": "STUCK", "said": ended.said[-2000:]}
-        if ended.status == 0:
-            continue
-        saved = max((path.name for path in folder.rglob("step-*.ckpt")), default="none")
-        kills.append({**asdict(kill), "status": ended.status, "checkpoint": saved})
-    ended = run(words(kind, scratch), folder)
-    out["kills"] = kills
-    if ended.status != 0:
-        return out | {"outcome": "STUCK", "said": ended.said[-2000:]}
+    folder = scratch / "case"
+
+    def look() -> Case:
+        return {"checkpoint": max((path.name for path in folder.rglob("step-*.ckpt")), default="none")}
+
+    out = {"kind": kind, **kill_and_go_on(random, words(kind, scratch), folder, reference, look)}
+    if "outcome" in out:
+        return out
     if not same(result(folder, STEPS[kind]), expected):
         return out | {"outcome": "DIFFERENT"}
     # A run that was killed before its first checkpoint is never taken up; its folder is left as it was.
