@@ -13,8 +13,10 @@ MAY_IMPORT = {
     "sae": {"geometry"},
     "metrics": {"geometry", "sae"},
     "activations": {"geometry"},
-    "training": {"geometry", "sae", "metrics", "activations"},
-    "commands": {"training", "activations", "sae"},
+    "units": {"geometry", "sae", "activations"},
+    "checks": {"geometry", "sae", "metrics", "units", "activations"},
+    "training": {"geometry", "sae", "metrics", "units", "checks", "activations"},
+    "commands": {"training", "checks", "units", "activations", "sae"},
 }
 FRAMEWORKS = {"lightning", "torchmetrics", "mlflow", "transformers", "zarr", "pytorch_lightning"}
 

@@ -294,7 +294,8 @@ class ActivationDataModule(L.LightningDataModule):
             batch_size=self.batch_size,
             valid=self.valid(split),
             limit_rows=limit_rows,
-            **self._ranks,
+            rank=self._ranks["rank"],
+            world_size=self._ranks["world_size"],
         )
 
     def val_dataloader(self) -> list[RowLoader]:

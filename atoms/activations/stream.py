@@ -226,6 +226,9 @@ class OrderedStream:
     Rows come in global batches of ``batch_size``, the last one shorter; every rank gets its share of each, so that all
     ranks see equally many batches and every row comes exactly once. Memory is one batch and one chunk per site.
 
+    With ``whole_batches`` ranks take turns instead: a batch holds the same rows however many ranks there are, for what
+    must not change by a bit with their number; ranks then see numbers of batches that differ by at most one.
+
     Args:
         store: the rows.
         split: which split.
@@ -235,6 +238,7 @@ class OrderedStream:
         world_size: number of processes.
         valid: (N,) bool, rows to use; all if None.
         limit_rows: use only so many rows, the first ones; all if None.
+        whole_batches: deal whole batches to ranks, not a share of each.
     """
 
     def __init__(
@@ -248,6 +252,7 @@ class OrderedStream:
         world_size: int = 1,
         valid: Mask | None = None,
         limit_rows: int | None = None,
+        whole_batches: bool = False,
     ) -> None:
         if batch_size < 1:
             raise AtomsError(f"data.batch_size={batch_size}: a batch needs at least one row; use 1 or more")
@@ -259,19 +264,27 @@ class OrderedStream:
         self.world_size = world_size
         self._rows = _RowMask(store, split, valid)
         self.n_rows = self._rows.total if limit_rows is None else min(self._rows.total, limit_rows)
+        self._whole_batches = whole_batches
 
     def __len__(self) -> int:
-        """Global batches, the same on all ranks."""
-        return -(-self.n_rows // self.batch_size)
+        """Batches of this rank: all global ones, the same on all ranks, or the whole ones dealt to it."""
+        return len(list(self._own()))
+
+    def _own(self) -> Iterator[tuple[int, int]]:
+        """This rank's part of every batch it has a part in."""
+        for number, start in enumerate(range(0, self.n_rows, self.batch_size)):
+            size = min(self.batch_size, self.n_rows - start)
+            if not self._whole_batches:
+                yield start + size * self.rank // self.world_size, start + size * (self.rank + 1) // self.world_size
+            elif number % self.world_size == self.rank:
+                yield start, start + size
 
     def __iter__(self) -> Iterator[OrderedBatch]:
-        """Yield this rank's share of every global batch."""
+        """Yield this rank's rows of every batch it has a part in."""
         buffers = {site: _chunk_buffer(self.store, site) for site in self.sites}
         chunk_rows: dict[str, NDArray[Any]] = {}
         held = -1  # the chunk in the buffers: neighbouring batches share it
-        for start in range(0, self.n_rows, self.batch_size):
-            size = min(self.batch_size, self.n_rows - start)
-            lo, hi = (start + size * r // self.world_size for r in (self.rank, self.rank + 1))
+        for lo, hi in self._own():
             rows = {site: torch.empty(hi - lo, self.store.width(site), dtype=self.store.dtype) for site in self.sites}
             row_index = torch.empty(hi - lo, dtype=torch.int64)
             filled = 0

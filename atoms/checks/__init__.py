@@ -1,0 +1,1 @@
+"""Whether a unit's directions deserve to be called atoms: claims, nulls, controls, and the certificate they make."""

@@ -1,0 +1,5 @@
+"""Anything that may claim to be atoms of a site, under one protocol."""
+
+from atoms.units.unit import Unit
+
+__all__ = ["Unit"]

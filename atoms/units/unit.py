@@ -1,0 +1,84 @@
+"""What every candidate must offer to be judged: directions, and a sparse code for each row."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+
+import torch
+from torch import Tensor
+
+from atoms.activations.site_rows import SiteRows
+from atoms.errors import AtomsError
+from atoms.sae import SparseCodes
+
+
+class Unit(ABC):
+    """A candidate: A directions in activation space, and codes with ``x ≈ codes @ atoms + centre``.
+
+    A unit may have to learn something first: `fit` sees training rows alone, and a unit whose `atoms` depend on data
+    sets them there. `encode` must be a function of the rows given to it, row by row.
+
+    Attributes:
+        name: What tables call it.
+        site: The site whose rows it rebuilds; None until `fit` for a unit that takes whatever site it is shown.
+        atoms: (A, H) float32 in activation units, of any length; atoms of zero norm are allowed and count as dead.
+        centre: (H,) float32, what codes of zero decode to.
+        target_l0: Number of atoms per row it aims at, if it aims at one.
+    """
+
+    name: str
+    site: str | None = None
+    atoms: Tensor
+    centre: Tensor
+    target_l0: float | None = None
+
+    @property
+    def reads(self) -> str | None:
+        """The site whose rows it encodes; its own but for units that rebuild one site from another."""
+        return self.site
+
+    def fit(self, rows: SiteRows) -> None:
+        """Learn from training rows what there is to learn; here, hold what was learnt before to their site.
+
+        A unit that learns sets its tensors, then calls this.
+
+        Args:
+            rows: The training split, at the site to explain.
+
+        Raises:
+            AtomsError: If the site has another width than the unit, or the unit is of another site.
+        """
+        if self.site is None:
+            self.site = rows.site
+        if self.site != rows.site:
+            raise AtomsError(f"unit {self.name} is of site {self.site}, not of {rows.site}: judge it on its own site")
+        if self.atoms.shape[1] != rows.width:
+            raise AtomsError(
+                f"unit {self.name} has width {self.atoms.shape[1]}, but {rows.site} has {rows.width}: give the store of "
+                "the model it was made for"
+            )
+
+    @abstractmethod
+    def encode(self, rows: Tensor) -> SparseCodes:
+        """Codes of rows of the site it reads.
+
+        Args:
+            rows: (B, H) float32, on the unit's device.
+
+        Returns:
+            B rows over A atoms. Entries that are zero are left out; indices ascend within a row.
+        """
+
+    def decode(self, codes: SparseCodes) -> Tensor:
+        """Activations (B, H) float32 of codes."""
+        matrix = torch.sparse_csr_tensor(
+            codes.offsets, codes.indices.long(), codes.values, size=(len(codes), codes.width), check_invariants=False
+        )
+        return matrix @ self.atoms + self.centre
+
+    def to(self, device: torch.device) -> Unit:
+        """Move to a device, in place, all tensors held."""
+        for key, value in vars(self).items():
+            if isinstance(value, (Tensor, torch.nn.Module)):
+                setattr(self, key, value.to(device))
+        return self
