@@ -54,8 +54,8 @@ class Unit(ABC):
             raise AtomsError(f"unit {self.name} is of site {self.site}, not of {rows.site}: judge it on its own site")
         if self.atoms.shape[1] != rows.width:
             raise AtomsError(
-                f"unit {self.name} has width {self.atoms.shape[1]}, but {rows.site} has {rows.width}: give the store of "
-                "the model it was made for"
+                f"unit {self.name} has width {self.atoms.shape[1]}, but {rows.site} has {rows.width}: give the store "
+                "of the model it was made for"
             )
 
     @abstractmethod
