@@ -54,7 +54,7 @@ def test_schema_and_reader_refuse_alike(spoil, tmp_path):
     with pytest.raises(jsonschema.ValidationError):
         jsonschema.validate(content, schema())
     (tmp_path / FILE).write_text(json.dumps(content))
-    with pytest.raises(AtomsError, match="not laid out as a certificate .*: judge the unit again"):
+    with pytest.raises(AtomsError, match=r"not laid out as a certificate .*: judge the unit again"):
         Certificate.load(tmp_path)
 
 

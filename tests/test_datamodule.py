@@ -395,7 +395,9 @@ def test_a_resumed_stream_goes_on_where_it_was(planted_data):
     assert torch.equal(torch.cat(rest), torch.cat(through[5:]))
 
 
-@pytest.mark.parametrize("change", [{"seed": 1}, {"batch_size": 128}, {"lanes": 4}, {"max_norm": 1.01}, {"train_rows": 600}])
+@pytest.mark.parametrize(
+    "change", [{"seed": 1}, {"batch_size": 128}, {"lanes": 4}, {"max_norm": 1.01}, {"train_rows": 600}]
+)
 def test_the_settings_of_the_order_are_those_that_change_it(planted_data, change):
     def first(**settings: Any) -> list[bytes]:
         rows = torch.cat([batch[SITE].clone() for batch in planted_data(**settings).train_dataloader()])

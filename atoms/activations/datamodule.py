@@ -195,8 +195,9 @@ class ActivationDataModule(L.LightningDataModule):
         return load_truth(self.store)
 
     def valid(self, split: str) -> NDArray[np.bool_] | None:
-        """Rows of a split that are used, (N,) bool; None where all are: those within the norm, and among them the
-        training rows to learn from.
+        """Rows of a split that are used, (N,) bool; None where all are.
+
+        Those within the norm, and among them, of the training split, the rows to learn from.
         """
         within = self.within_norm(split)
         if split != "train" or self.train_rows is None:

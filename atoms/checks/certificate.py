@@ -247,7 +247,11 @@ def _build(kind: Any, value: Any, where: str) -> Any:
 
 def _schema(kind: Any) -> dict[str, Any]:
     origin, inner = get_origin(kind), get_args(kind)
-    plain: dict[Any, dict[str, Any]] = {str: {"type": "string"}, int: {"type": "integer"}, float: {"type": ["number", "null"]}}
+    plain: dict[Any, dict[str, Any]] = {
+        str: {"type": "string"},
+        int: {"type": "integer"},
+        float: {"type": ["number", "null"]},
+    }
     if kind in plain:
         return plain[kind]
     if kind is Verdict:
