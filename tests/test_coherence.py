@@ -83,7 +83,9 @@ def test_atoms_of_zero_norm_belong_to_no_pair():
 
 @pytest.mark.parametrize("count", [0, 1])
 def test_without_a_pair_everything_is_zero(count):
-    found = coherence(torch.ones(count, 3), aip=None)
+    found = coherence(torch.ones(count, 3), aip=None, babel=2)
+    assert found.pair is None
+    assert found.babel.tolist() == [0, 0]
     assert (found.maximum, found.rms, found.quantile(0.5), found.quantile(1)) == (0, 0, 0, 0)
     assert found.histogram.sum() == 0
     assert len(found.per_atom) == count

@@ -26,7 +26,7 @@ class Coherence:
         maximum: Largest ``|cos|`` over all pairs, exact; 0 without a pair.
         rms: Root mean square of cos over all pairs; 0 without a pair.
         n_zero: Number of atoms of zero norm.
-        pair: Two atoms that have this `maximum`, the lower index first; None without a pair.
+        pair: Two atoms that have this `maximum`, the lower index first; None where it is 0.
         babel: Babel function ``mu_1(1), mu_1(2), …``: the largest sum of ``|cos|`` of an atom with so many others,
             (length,) float64 on the CPU, of the length that was asked for. ``mu_1(k) <= k mu``; ``mu_1(1) = mu``.
     """
@@ -142,7 +142,7 @@ def coherence(
     largest = torch.zeros(len(alive), babel, dtype=torch.float64, device=atoms.device)
     histogram = torch.zeros(bins, dtype=torch.int64, device=atoms.device)
     energy = torch.zeros((), dtype=torch.float64, device=atoms.device)
-    maximum, pair = -1.0, None
+    maximum, pair = 0.0, None
     for i in range(0, len(alive), tile):
         for j in range(i, len(alive), tile):
             cosines = (unit[i : i + tile] @ unit[j : j + tile].T).abs_().clamp_max_(1)
@@ -153,9 +153,10 @@ def coherence(
                 pairs = cosines.view(-1)
                 _merge_(highest[j : j + tile], largest[j : j + tile], cosines.T)
             tops = _merge_(highest[i : i + tile], largest[i : i + tile], cosines)
-            if len(pairs) and (top := tops.max().item()) > maximum:
+            if (top := tops.max().item()) > maximum:
                 row = int(tops.argmax())
-                maximum, pair = top, (int(alive[i + row]), int(alive[j + int(cosines[row].argmax())]))
+                found = int(alive[i + row]), int(alive[j + int(cosines[row].argmax())])
+                maximum, pair = top, (min(found), max(found))
             energy += pairs @ pairs
             histogram += torch.bincount((pairs * bins).long().clamp_max_(bins - 1), minlength=bins)
 
@@ -165,7 +166,7 @@ def coherence(
     return Coherence(
         per_atom=per_atom,
         histogram=histogram.cpu(),
-        maximum=max(maximum, 0.0),
+        maximum=maximum,
         rms=(energy.item() / max(1, pairs_in_all)) ** 0.5,
         n_zero=len(atoms) - len(alive),
         pair=pair,
