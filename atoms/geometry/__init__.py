@@ -1,6 +1,14 @@
 """The metric a language model's activations carry, and how dictionaries sit in it."""
 
-from atoms.geometry.coherence import Coherence, coherence, directions, largest_cosine, rms_cosine, welch
+from atoms.geometry.coherence import (
+    Coherence,
+    coherence,
+    directions,
+    largest_cosine,
+    rms_cosine,
+    welch,
+    welch_babel,
+)
 from atoms.geometry.inner_product import AtomicInnerProduct
 from atoms.geometry.moments import Moments
 
@@ -13,4 +21,5 @@ __all__ = [
     "largest_cosine",
     "rms_cosine",
     "welch",
+    "welch_babel",
 ]

@@ -77,6 +77,22 @@ def welch(width: int, atoms: int) -> float:
     return math.sqrt((atoms - width) / (width * (atoms - 1))) if atoms > width else 0.0
 
 
+def welch_babel(k: int, width: int, atoms: int) -> float:
+    """Return what no dictionary's ``mu_1(k)`` is below, in any inner product: ``min(k, sqrt(A - 1))`` times `welch`.
+
+    Some atom's squared cosines sum to ``(A - 1) welch²`` at least, and ``k`` of ``A - 1`` numbers of at most 1 with
+    that sum of squares add up to least where they are all alike, or where few hold it all.
+
+    Source: Schnass and Vandergheynst 2007, for ``k <= sqrt(A - 1)``.
+
+    Args:
+        k: Number of other atoms, at least 0.
+        width: Width H of the atoms.
+        atoms: Number of atoms A, without those of zero norm.
+    """
+    return min(k, math.sqrt(max(atoms - 1, 0))) * welch(width, atoms)
+
+
 @torch.no_grad()
 def directions(atoms: Tensor, *, aip: AtomicInnerProduct | None, power: float = 1.0) -> Tensor:
     """Return atoms at unit length where the inner product is Euclid's, so that cosines are ``found @ found.T``.
