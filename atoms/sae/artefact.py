@@ -158,9 +158,7 @@ def read_description(directory: str | Path) -> dict[str, Any]:
     except (ValueError, KeyError, TypeError):
         raise AtomsError(f"{path} does not describe a saved SAE: save the SAE again") from None
     if version not in (1, FORMAT_VERSION):
-        raise AtomsError(
-            f"{path} has format_version {version}, this version reads up to {FORMAT_VERSION}: update atoms"
-        )
+        raise AtomsError(f"{path} has format_version {version}, this atoms reads 1 and {FORMAT_VERSION}: update it")
     if description.pop(_OWN_DIGEST, None) != _digest(description):
         raise AtomsError(f"{path} is not as it was written (its sha256 differs): save the SAE again")
     return cast("dict[str, Any]", description)

@@ -117,7 +117,7 @@ class Control(nn.Module):
     def shrinkage(self, sae: ThresholdSAE, codes: Tensor) -> Tensor:
         """The penalty on the codes of ``relu``: the mean over rows of their sum, in z, times a weight.
 
-        Decoder rows have unit length, so that the sum is an ℓ1 norm that no scaling escapes. `penalty` is what it takes
+        Decoder rows have unit length, so that the sum is an L1 norm that no scaling escapes. `penalty` is what it takes
         off a code whose atom stands alone in its row, in root mean squares of a coordinate of z; exactly so where
         ``error_power`` is ``power``.
         """
@@ -212,6 +212,4 @@ class Control(nn.Module):
             self.penalty.mul_(factor)
         elif sae.activation == "batch_topk":
             share = (self.step_rows / self.rows_seen).clamp_min(1 / CUTOFF_STEPS)
-            sae.threshold.lerp_(
-                self.batch_cutoff.to(sae.threshold.dtype).expand_as(sae.threshold), share.to(sae.threshold.dtype)
-            )
+            sae.threshold.add_((share * (self.batch_cutoff - sae.threshold)).to(sae.threshold.dtype))

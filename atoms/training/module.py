@@ -33,8 +33,8 @@ class TSAEModule(L.LightningModule):
         power: p, where on the metric path the SAE lives: 0 Euclidean, 1 fully whitened.
         error_power: r, the metric of the reconstruction error: 0 Euclidean, 1 the atomic inner product.
         encoder: ``tied``, ``aligned`` (each encoder row has product one with its decoder row) or ``free``.
-        activation: What keeps codes sparse: ``threshold`` (learnt, one per atom), ``relu`` (with an ℓ1 penalty), ``topk``
-            (the largest of a row) or ``batch_topk`` (the largest of a batch). The last three are there as controls.
+        activation: What keeps codes sparse: ``threshold`` (learnt, one per atom), ``relu`` (under an L1 penalty),
+            ``topk`` (the largest of a row) or ``batch_topk`` (the largest of a batch). The last three are controls.
         target_l0: Mean number of active atoms per row at the end of training; ``topk`` rounds it.
         lr: Learning rate of Adam, for rows standardised to unit mean square per coordinate; null for 0.12 / sqrt(H).
         clip: Largest norm of a member's gradient.
