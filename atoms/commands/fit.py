@@ -419,6 +419,7 @@ class AtomsCLI(LightningCLI):
         tags = {
             "site": ", ".join(dict.fromkeys(config.site for config in configs.values())),
             "encoder": first.encoder,
+            "activation": first.activation,
             "store": data.store.identity_hash[:16],
             "model": str(data.store.provenance.get("model_name", data.store.provenance.get("kind", "?"))),
         }
