@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from types import MappingProxyType
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from atoms.activations.site_rows import SiteRows
@@ -23,7 +24,8 @@ class Unit(ABC):
     Attributes:
         name: What tables call it.
         site: The site whose rows it rebuilds; None until `fit` for a unit that takes whatever site it is shown.
-        atoms: (A, H) float32 in activation units, of any length; atoms of zero norm are allowed and count as dead.
+        atoms: (A, H) in activation units, of any length; atoms of zero norm are allowed and count as dead. Float32, or
+            float64 where single precision would spoil what the unit is there to show.
         centre: (H,) float32, what codes of zero decode to.
         target_l0: Number of atoms per row it aims at, if it aims at one.
         source: Where it comes from, for the certificate: names of files, digests.
@@ -75,10 +77,16 @@ class Unit(ABC):
 
     def decode(self, codes: SparseCodes) -> Tensor:
         """Activations (B, H) float32 of codes."""
-        matrix = torch.sparse_csr_tensor(
-            codes.offsets, codes.indices.long(), codes.values, size=(len(codes), codes.width), check_invariants=False
+        values = codes.values.to(self.atoms.dtype)
+        total = F.embedding_bag(
+            codes.indices.long(),
+            self.atoms,
+            codes.offsets,
+            mode="sum",
+            per_sample_weights=values,
+            include_last_offset=True,
         )
-        return matrix @ self.atoms + self.centre
+        return total.float() + self.centre
 
     def to(self, device: torch.device) -> Unit:
         """Move to a device, in place, all tensors held."""
