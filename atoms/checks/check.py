@@ -30,6 +30,7 @@ class Subject:
         held_out: Its site's held-out rows.
         settings: How to judge.
         device: Where to compute.
+        others: The same unit from other seeds, fitted; for stability across seeds.
     """
 
     unit: Unit
@@ -37,6 +38,7 @@ class Subject:
     held_out: SiteRows
     settings: CheckSettings
     device: torch.device
+    others: tuple[Unit, ...] = ()
 
     @property
     def geometry(self) -> AtomicInnerProduct:
@@ -64,7 +66,7 @@ class Subject:
 
         Atoms of zero norm are rows of zeros.
         """
-        return unit_rows(self.geometry.whiten(self.unit.atoms.to(self.device)))
+        return unit_rows(self.geometry.whiten(self.unit.atoms.to(self.device).double()))
 
     @cached_property
     def max_k(self) -> int | None:

@@ -2,6 +2,7 @@
 
 from atoms.geometry.coherence import Coherence, coherence
 from atoms.geometry.inner_product import AtomicInnerProduct
+from atoms.geometry.matching import Matching, match
 from atoms.geometry.moments import Moments
 
-__all__ = ["AtomicInnerProduct", "Coherence", "Moments", "coherence"]
+__all__ = ["AtomicInnerProduct", "Coherence", "Matching", "Moments", "coherence", "match"]

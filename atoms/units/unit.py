@@ -24,6 +24,8 @@ class Unit(ABC):
         atoms: (A, H) float32 in activation units, of any length; atoms of zero norm are allowed and count as dead.
         centre: (H,) float32, what codes of zero decode to.
         target_l0: Number of atoms per row it aims at, if it aims at one.
+        initialised_from_data: Whether its atoms are, or began as, rows of the training split. Two such units agree
+            before either has learnt anything.
     """
 
     name: str
@@ -31,6 +33,7 @@ class Unit(ABC):
     atoms: Tensor
     centre: Tensor
     target_l0: float | None = None
+    initialised_from_data: bool = False
 
     @property
     def reads(self) -> str | None:
