@@ -29,6 +29,8 @@ class Unit(ABC):
         centre: (H,) float32, what codes of zero decode to.
         target_l0: Number of atoms per row it aims at, if it aims at one.
         source: Where it comes from, for the certificate: names of files, digests.
+        initialised_from_data: Whether its atoms are, or began as, rows of the training split. Two such units agree
+            before either has learnt anything.
     """
 
     name: str
@@ -37,6 +39,7 @@ class Unit(ABC):
     centre: Tensor
     target_l0: float | None = None
     source: Mapping[str, str] = MappingProxyType({})
+    initialised_from_data: bool = False
 
     @property
     def reads(self) -> str | None:
