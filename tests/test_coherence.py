@@ -7,15 +7,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from atoms.errors import AtomsError
-from atoms.geometry import AtomicInnerProduct, Moments, coherence
+from atoms.geometry import AtomicInnerProduct, Moments, coherence, largest_cosine, rms_cosine, welch
 
 
 def normal(seed: int, *shape: int) -> torch.Tensor:
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
-
-
-def welch(width: int, atoms: int) -> float:
-    return math.sqrt((atoms - width) / (width * (atoms - 1)))
 
 
 def reference(atoms: torch.Tensor, metric: torch.Tensor) -> np.ndarray:
@@ -87,7 +83,9 @@ def test_atoms_of_zero_norm_belong_to_no_pair():
 
 @pytest.mark.parametrize("count", [0, 1])
 def test_without_a_pair_everything_is_zero(count):
-    found = coherence(torch.ones(count, 3), aip=None)
+    found = coherence(torch.ones(count, 3), aip=None, babel=2)
+    assert found.pair is None
+    assert found.babel.tolist() == [0, 0]
     assert (found.maximum, found.rms, found.quantile(0.5), found.quantile(1)) == (0, 0, 0, 0)
     assert found.histogram.sum() == 0
     assert len(found.per_atom) == count
@@ -121,3 +119,54 @@ def test_bad_input_is_refused():
         coherence(torch.ones(3, 2), aip=None, tile=0)
     with pytest.raises(ValueError, match="outside"):
         coherence(torch.ones(3, 2), aip=None).quantile(1.5)
+
+
+@settings(deadline=None)
+@given(st.integers(0, 1000), st.integers(2, 30), st.integers(1, 12), st.sampled_from([1, 7, 64]), st.booleans())
+def test_babel_function_and_pair_are_those_of_the_whole_gram_matrix(seed, count, length, tile, padded):
+    atoms = normal(seed, count, 5)
+    expected = reference(atoms, torch.eye(5, dtype=torch.float64))
+    if padded:
+        atoms = torch.cat([torch.zeros(2, 5), atoms])
+    found = coherence(atoms, aip=None, tile=tile, babel=length)
+    descending = -np.sort(-np.pad(expected, ((0, 0), (0, length))), 1)
+    sums = descending.cumsum(1).max(0)[:length]
+    np.testing.assert_allclose(found.babel, sums, atol=1e-12)
+    i, j = found.pair
+    assert i < j
+    assert expected[i - 2 * padded, j - 2 * padded] == pytest.approx(found.maximum, abs=1e-12)
+    assert found.babel[0] == found.maximum
+    assert (found.babel <= found.maximum * torch.arange(1, length + 1, dtype=torch.float64) + 1e-12).all()
+
+
+@settings(deadline=None, max_examples=20)
+@given(st.integers(0, 1000), st.integers(1, 30), st.sampled_from([0.0, 0.5, 1.0]))
+def test_shortcuts_agree_with_the_full_measurement(seed, count, power):
+    aip = AtomicInnerProduct.from_moments(Moments.from_rows(normal(seed, 50, 4) * torch.arange(1, 5)))
+    atoms = torch.cat([normal(seed + 1, count, 4), torch.zeros(1, 4)])
+    full = coherence(atoms, aip=aip, power=power, tile=8)
+    assert largest_cosine(atoms, aip=aip, power=power, tile=7) == pytest.approx(full.maximum, abs=1e-12)
+    assert coherence(aip.whiten(atoms, power), aip=None).maximum == pytest.approx(full.maximum, abs=1e-12)
+    assert rms_cosine(atoms, aip=aip) == pytest.approx(coherence(atoms, aip=aip).rms, abs=1e-7)
+
+
+@settings(deadline=None, max_examples=20)
+@given(st.integers(0, 1000), st.integers(2, 40), st.integers(2, 8))
+def test_no_dictionary_is_below_the_welch_bound(seed, count, width):
+    found = coherence(normal(seed, count, width), aip=None)
+    assert welch(width, count) <= found.rms + 1e-12
+    assert found.rms <= found.maximum + 1e-12
+
+
+def test_an_orthoplex_and_a_simplex_reach_the_welch_bound():
+    simplex = torch.eye(5, dtype=torch.float64) - 1 / 5  # five vectors in four dimensions
+    assert coherence(simplex, aip=None).maximum == pytest.approx(welch(4, 5))
+    assert welch(4, 4) == welch(4, 1) == 0
+
+
+def test_atoms_of_zero_norm_before_others_leave_pair_in_place():
+    atoms = torch.zeros(20_000, 2)
+    atoms[9_000], atoms[19_999] = torch.tensor([1.0, 0]), torch.tensor([1.0, 1])
+    found = coherence(atoms, aip=None)
+    assert found.pair == (9_000, 19_999)
+    assert found.maximum == pytest.approx(math.sqrt(0.5))

@@ -14,8 +14,7 @@ from torch import Tensor
 from atoms.activations.site_rows import SiteRows
 from atoms.checks.claim import Section
 from atoms.checks.settings import CheckSettings
-from atoms.geometry import AtomicInnerProduct
-from atoms.geometry.inner_product import unit_rows
+from atoms.geometry import AtomicInnerProduct, directions
 from atoms.sae import SparseCodes
 from atoms.units import Unit
 
@@ -64,7 +63,7 @@ class Subject:
 
         Atoms of zero norm are rows of zeros.
         """
-        return unit_rows(self.geometry.whiten(self.unit.atoms.to(self.device)))
+        return directions(self.unit.atoms.to(self.device), aip=self.geometry)
 
     @cached_property
     def max_k(self) -> int | None:

@@ -1,7 +1,25 @@
 """The metric a language model's activations carry, and how dictionaries sit in it."""
 
-from atoms.geometry.coherence import Coherence, coherence
+from atoms.geometry.coherence import (
+    Coherence,
+    coherence,
+    directions,
+    largest_cosine,
+    rms_cosine,
+    welch,
+    welch_babel,
+)
 from atoms.geometry.inner_product import AtomicInnerProduct
 from atoms.geometry.moments import Moments
 
-__all__ = ["AtomicInnerProduct", "Coherence", "Moments", "coherence"]
+__all__ = [
+    "AtomicInnerProduct",
+    "Coherence",
+    "Moments",
+    "coherence",
+    "directions",
+    "largest_cosine",
+    "rms_cosine",
+    "welch",
+    "welch_babel",
+]

@@ -101,6 +101,29 @@ def q_star_null(width: int, atoms: int, l0_histogram: Tensor, reading: Reading =
     return QStar(q, mu, int(k[in_force]))
 
 
+def quantile_curve(
+    coherence: Coherence, l0_histogram: Tensor, reading: Reading = "pairs", points: int = 200
+) -> tuple[_Floats, _Floats, _Counts]:
+    """Return q with the quantiles ``mu_q`` and ``K_q`` that :func:`q_star` compares.
+
+    Args:
+        coherence: As in :func:`q_star`.
+        l0_histogram: As in :func:`q_star`.
+        reading: As in :func:`q_star`.
+        points: Number of values of q, evenly spaced up to 1.
+
+    Returns:
+        q, ``mu_q`` and ``K_q``, (points,) each.
+
+    Raises:
+        ValueError: As in :func:`q_star`.
+    """
+    k, k_reached = _sparsity_steps(l0_histogram)
+    mu, mu_reached = _coherence_steps(coherence, reading)
+    q = np.arange(1, points + 1) / points
+    return q, mu[np.searchsorted(mu_reached, q)], k[np.searchsorted(k_reached, q)]
+
+
 def random_cosine_density(cosine: _Floats, width: int) -> _Floats:
     """Return the probability density of ``|cos|`` between two random directions, the law behind :func:`q_star_null`.
 

@@ -1,0 +1,411 @@
+"""Whether a threshold on linear encoders finds which atoms a row is made of, as the theorem on threshold SAEs has it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from scipy import linalg, optimize
+from torch import Tensor
+
+from atoms.checks.check import Check, Encoded, Subject
+from atoms.checks.claim import Claim, Section, Verdict
+from atoms.checks.predicates import threshold_window
+from atoms.checks.row_table import RowTable
+from atoms.checks.separability import Separability
+from atoms.checks.support_sample import spread_rows
+from atoms.errors import AtomsError
+from atoms.geometry import welch
+
+_Floats = NDArray[np.float64]
+_SOURCE = "Towards Atoms (arXiv 2509.20784), T5"
+_WORK = 1e11  # K⁴ of the rows refitted, summed: seconds on one core
+
+
+@dataclass(frozen=True, eq=False)
+class Identifiability:
+    """What the theorem's encoder does on rows that use an atom. Coefficients are those on atoms of unit ‖·‖_S.
+
+    `synthetic` rows are ``δ D``, of which the unit's codes δ are the truth; `real` ones are ``x - centre``. The encoder
+    is the theorem's, ``W_enc = D̂ S`` with atoms of unit length, whatever the unit's own. On the support of a row its
+    pre-activations are ``on`` or more, off it ``off`` or less: any threshold in between finds the support exactly.
+
+    Attributes:
+        index: Place of each row in its split, (rows,) int64.
+        k: Atoms of each row, (rows,) int64.
+        low: Least coefficient, (rows,) float64; negative where a code is.
+        high: Largest absolute coefficient.
+        synthetic_on: ``on`` of the synthetic row, (rows,) float64.
+        synthetic_off: ``off`` of it, at least 0.
+        synthetic_error: ``‖z_T - δ‖ / ‖δ‖``: how far what passes the threshold is from the amplitudes.
+        real_on: ``on`` of the real row.
+        real_off: ``off`` of it, at least 0.
+        real_overlap: Share of the support among the K largest pre-activations of the real row.
+        theta_on: Largest deployed threshold on the support; NaN for a unit without thresholds.
+        theta_off: Least deployed threshold off the support; NaN likewise.
+        synthetic_deployed: 1 where the deployed thresholds find the support of the synthetic row, else 0.
+        real_deployed: 1 where they find that of the real row.
+        silent: Rows without an atom, which are left out of all of the above.
+        refits: Columns of a sample of rows, (sampled,) float64 each: see `_refit`.
+    """
+
+    index: Tensor
+    k: Tensor
+    low: Tensor
+    high: Tensor
+    synthetic_on: Tensor
+    synthetic_off: Tensor
+    synthetic_error: Tensor
+    real_on: Tensor
+    real_off: Tensor
+    real_overlap: Tensor
+    theta_on: Tensor
+    theta_off: Tensor
+    synthetic_deployed: Tensor
+    real_deployed: Tensor
+    silent: int
+    refits: dict[str, Tensor]
+
+
+class IdentifiabilityCheck(Check):
+    """Identifiability by thresholds: the theorem's windows, and what its encoder does."""
+
+    name: ClassVar[str] = "identifiability"
+    title: ClassVar[str] = "Identifiability by thresholds"
+
+    def __init__(self, subject: Subject) -> None:
+        super().__init__(subject)
+        unit = subject.unit
+        self._norms, self._directions = subject.norms, subject.directions
+        threshold: Tensor | None = getattr(unit, "threshold", None)
+        self._theta = None if threshold is None else threshold.detach().to(subject.device).double() * self._norms
+        self._rows, self._refits = RowTable(), RowTable()
+        self._sample = spread_rows(subject, 8 * subject.settings.solved_rows)
+
+    def update(self, batch: Encoded) -> None:
+        """Look at a batch, as many rows at once as fit."""
+        rows = max(1, self.subject.settings.memory_mib * 2**20 // (6 * 8 * len(self._norms)))
+        offsets = batch.codes.offsets.tolist()
+        for start in range(0, len(batch.index), rows):
+            stop = min(start + rows, len(batch.index))
+            entries = slice(offsets[start], offsets[stop])
+            self._look(
+                batch.index[start:stop],
+                batch.rows[start:stop],
+                batch.codes.rows[entries] - start,
+                batch.codes.indices[entries].long(),
+                batch.codes.values[entries],
+            )
+
+    def _look(self, index: Tensor, rows: Tensor, owner: Tensor, atom: Tensor, value: Tensor) -> None:
+        """Rows (B, H), and their entries by row: which row of these, which atom, which coefficient."""
+        size = len(rows)
+        value = value.double() * self._norms[atom]
+        present = value != 0  # an atom of zero norm adds nothing
+        owner, atom, value = owner[present], atom[present], value[present]
+        k = torch.bincount(owner, minlength=size)
+        codes = value.new_zeros(size, len(self._norms)).index_put_((owner, atom), value)
+        whole = self.subject.geometry.whiten(rows.double() - self.subject.unit.centre.double())
+        columns: dict[str, Tensor] = {
+            "k": k,
+            "low": _least(value, owner, size),
+            "high": -_least(-value.abs(), owner, size),
+        }
+        support = codes != 0
+        for name, made in (("synthetic", codes @ self._directions), ("real", whole)):
+            pre = made @ self._directions.T
+            passed = pre[owner, atom]
+            columns[f"{name}_on"] = _least(passed, owner, size)
+            if name == "synthetic":
+                wrong = torch.zeros_like(k, dtype=torch.float64).index_add_(0, owner, (passed - value).square())
+                columns["synthetic_error"] = (wrong / codes.square().sum(1)).sqrt()
+            else:
+                columns["real_overlap"] = _overlap(pre, k, owner, atom)
+            fires = support if self._theta is None else pre >= self._theta
+            columns[f"{name}_deployed"] = ((fires & (self._norms > 0)) == support).all(1).long()
+            columns[f"{name}_off"] = pre.masked_fill_(support, -math.inf).amax(1).clamp_min_(0)
+        theta = torch.full_like(self._norms, math.nan) if self._theta is None else self._theta
+        columns["theta_on"] = -_least(-theta[atom], owner, size)
+        outside = torch.where(self._norms > 0, theta, math.inf).expand(size, -1)
+        columns["theta_off"] = outside.masked_fill(support, math.inf).amin(1)
+
+        self._rows.add(index, **columns)
+        whole = whole.cpu()
+        for line in torch.isin(index.cpu(), self._sample).nonzero().squeeze(1).tolist():
+            place = int(torch.searchsorted(self._sample, index[line].cpu()))
+            every = math.ceil(int(k[line]) ** 4 * len(self._sample) / _WORK)
+            if every and place % every == 0:
+                mine = owner == line
+                chosen = self._directions[atom[mine]].cpu().numpy()
+                numbers = _refit(chosen, value[mine].cpu().numpy(), whole[line].numpy())
+                self._refits.add(index[line : line + 1], **{n: torch.tensor([number]) for n, number in numbers.items()})
+
+    def compute(self) -> Identifiability:
+        """Gather.
+
+        Raises:
+            AtomsError: If no row uses an atom.
+        """
+        rows, refits = self._rows.gather(), self._refits.gather()
+        active = rows["k"] > 0 if rows else torch.zeros(0, dtype=torch.bool)
+        if not active.any():
+            raise AtomsError(
+                f"unit {self.subject.unit.name}: no held-out row uses an atom, so there is no support to find; "
+                "look at its thresholds"
+            )
+        columns = {name: column[active] for name, column in rows.items()}
+        return Identifiability(**columns, silent=int((~active).sum()), refits=refits)
+
+    def report(self, found: Mapping[str, Any]) -> Section:
+        """The section; the theorem's windows need the result of ``separability``."""
+        own: Identifiability = found[self.name]
+        separability: Separability | None = found.get("separability")
+        deployed = self._theta is not None
+        mu = math.nan if separability is None else separability.maximum
+        low, high = threshold_window(own.k, mu, own.low, own.high)
+        tau, covered = best_threshold(low, high)
+        chosen, _ = best_threshold(own.synthetic_off, own.synthetic_on)
+        numbers = _numbers(own, low, high, chosen, deployed) | {"epsilon": mu, "tau": tau, "coverage": covered}
+        claims = []
+        if separability is not None:
+            claims = _window_claims(own, separability, numbers, deployed)
+        claims += [
+            _support_claim("synthetic", own.index, own.synthetic_off, own.synthetic_on, chosen),
+            _support_claim("real", own.index, own.real_off, own.real_on, chosen),
+        ]
+        notes = [
+            "The theorem is about supports: what passes the threshold is z_T = G_T δ_T, not δ_T. Amplitudes off by "
+            f"{numbers['synthetic_amplitude_q50']:.1%} in half of the rows; least squares on the support mends it.",
+            "Windows are those in S; a miss there says nothing about other inner products.",
+        ]
+        if own.silent:
+            notes.append(f"{own.silent:,} rows use no atom and are left out.")
+        if numbers["signed"]:
+            notes.append(f"{numbers['signed']:.1%} of the rows have a negative coefficient, which no threshold passes.")
+        if not deployed:
+            notes.append("The unit has no thresholds of its own to hold against the windows.")
+        tables = {"windows": _quantiles(own, low, high), "thresholds": _curves(own, low, high)}
+        return Section(self.name, self.title, numbers, tuple(claims), tables, tuple(notes))
+
+
+def best_threshold(low: Tensor, high: Tensor) -> tuple[float, float]:
+    """The threshold inside most of the windows ``low < tau < high``, in the middle of where it may lie.
+
+    Args:
+        low: (rows,) float64, not negative; NaN makes a window that holds nothing.
+        high: (rows,) float64.
+
+    Returns:
+        The threshold, NaN where no window holds any, and the share of the windows that hold it.
+    """
+    open_ = low < high
+    begins, ends = low[open_].sort().values, high[open_].sort().values
+    if not len(begins):
+        return math.nan, 0.0
+    held = torch.searchsorted(begins, begins, right=True) - torch.searchsorted(ends, begins, right=True)
+    best = int(held.argmax())
+    begin = begins[best]
+    end = ends[torch.searchsorted(ends, begin, right=True)]
+    later = begins[begins > begin]
+    if len(later):
+        end = torch.minimum(end, later[0])
+    return ((begin + end) / 2).item(), int(held[best]) / len(low)
+
+
+def _window_claims(
+    own: Identifiability, separability: Separability, numbers: dict[str, float], deployed: bool
+) -> list[Claim]:
+    rows = f"{len(own.k):,} held-out rows"
+    largest, mu = int(own.k.max()), separability.maximum
+    least = welch(separability.width, separability.alive) * (2 * largest - 1)
+    why = (
+        f"mu = {mu:.4f}: {numbers['window']:.1%} of the rows have a window at all, {numbers['coverage']:.1%} share the "
+        "best threshold"
+    )
+    if bool((own.low < 0).all()):
+        verdict, why = (
+            Verdict.NOT_APPLICABLE,
+            "every row has a negative coefficient: the theorem is about positive ones",
+        )
+    elif numbers["coverage"] == 1:
+        verdict = Verdict.GUARANTEED
+    elif least >= 1:
+        verdict, why = Verdict.UNATTAINABLE, f"{why}; at K = {largest} no dictionary of this size leaves a window"
+    else:
+        verdict = Verdict.NOT_GUARANTEED
+    claims = [
+        Claim(
+            name="t5",
+            statement="One threshold on the theorem's encoder finds the atoms of every row that is made of them.",
+            verdict=verdict,
+            why=why,
+            source=_SOURCE,
+            computed_on=rows,
+            value=numbers["coverage"],
+            threshold=1.0,
+            inputs={"epsilon": mu, "tau": numbers["tau"], "window": numbers["window"]},
+        )
+    ]
+    share = numbers["deployed_window"]
+    if not deployed or verdict is Verdict.NOT_APPLICABLE:
+        verdict = Verdict.NOT_APPLICABLE
+        why = "the unit has no thresholds" if not deployed else why
+    elif share == 1:
+        verdict, why = Verdict.GUARANTEED, "they lie in every row's window"
+    else:
+        verdict = Verdict.UNATTAINABLE if least >= 1 else Verdict.NOT_GUARANTEED
+        why = f"they lie in the windows of {share:.1%} of the rows"
+    return [
+        *claims,
+        Claim(
+            name="t5_deployed",
+            statement="The unit's thresholds on the theorem's encoder find the atoms of every row made of them.",
+            verdict=verdict,
+            why=why,
+            source=_SOURCE,
+            computed_on=rows,
+            value=None if math.isnan(share) else share,
+            threshold=1.0,
+        ),
+    ]
+
+
+def _support_claim(kind: str, index: Tensor, off: Tensor, on: Tensor, tau: float) -> Claim:
+    exact = (off < tau) & (tau <= on)
+    missed = (~exact).nonzero().squeeze(1)
+    what = {
+        "synthetic": "the atoms of every row δ D made of the unit's codes",
+        "real": "the atoms that the unit's own encoder gives every held-out row",
+    }[kind]
+    if len(missed):
+        first = int(missed[0])
+        verdict = Verdict.REFUTED
+        why = f"found in {exact.double().mean():.1%} of the rows at tau = {tau:.3g}; not in row {index[first]}"
+    else:
+        verdict, why = Verdict.NOT_REFUTED, f"found in every row looked at, at tau = {tau:.3g}"
+    return Claim(
+        name=f"support_{kind}",
+        statement=f"One threshold on the theorem's encoder finds {what}.",
+        verdict=verdict,
+        why=why,
+        source="measured; the threshold is the best one for the synthetic rows",
+        computed_on=f"{len(index):,} held-out rows",
+        value=exact.double().mean().item(),
+        threshold=1.0,
+    )
+
+
+def _numbers(own: Identifiability, low: Tensor, high: Tensor, tau: float, deployed: bool) -> dict[str, float]:
+    def share(which: Tensor) -> float:
+        return which.double().mean().item()
+
+    missing = math.nan
+    numbers = {
+        "rows": len(own.k),
+        "silent": own.silent,
+        "signed": share(own.low < 0),
+        "window": share(low < high),
+        "deployed_window": share((low < own.theta_off) & (own.theta_on < high)) if deployed else missing,
+        "synthetic_tau": tau,
+        "synthetic_separable": share(own.synthetic_off < own.synthetic_on),
+        "synthetic_exact": share((own.synthetic_off < tau) & (tau <= own.synthetic_on)),
+        "synthetic_deployed": share(own.synthetic_deployed) if deployed else missing,
+        "synthetic_amplitude_q50": own.synthetic_error.quantile(0.5).item(),
+        "synthetic_amplitude_max": own.synthetic_error.max().item(),
+        "real_separable": share(own.real_off < own.real_on),
+        "real_exact": share((own.real_off < tau) & (tau <= own.real_on)),
+        "real_exact_best": best_threshold(own.real_off, own.real_on)[1],
+        "real_deployed": share(own.real_deployed) if deployed else missing,
+        "real_overlap": own.real_overlap.mean().item(),
+        "refitted": len(own.refits["index"]) if own.refits else 0,
+    }
+    for name in ("synthetic_ls", "synthetic_nnls"):
+        numbers[f"{name}_max"] = own.refits[name].max().item() if own.refits else missing
+    for name in ("real_ls", "real_nnls", "error_unit", "error_ls", "error_nnls"):
+        numbers[f"{name}_q50"] = own.refits[name].quantile(0.5).item() if own.refits else missing
+    return numbers
+
+
+def _quantiles(own: Identifiability, low: Tensor, high: Tensor) -> dict[str, list[float] | list[str]]:
+    at = torch.arange(0, 101, dtype=torch.float64) / 100
+    columns = {
+        "window_low": low,
+        "window_high": high,
+        "synthetic_off": own.synthetic_off,
+        "synthetic_on": own.synthetic_on,
+        "real_off": own.real_off,
+        "real_on": own.real_on,
+    }
+    return {"q": at.tolist(), **{name: column.quantile(at).tolist() for name, column in columns.items()}}
+
+
+def _curves(own: Identifiability, low: Tensor, high: Tensor) -> dict[str, list[float] | list[str]]:
+    """Share of rows whose support a threshold finds, by threshold: surely, on synthetic rows and on real ones."""
+    tau = torch.linspace(0, own.high.quantile(0.99).item(), 201, dtype=torch.float64)[1:]
+    columns: dict[str, list[float] | list[str]] = {"tau": tau.tolist()}
+    for name, (start, stop) in {
+        "guaranteed": (low, high),
+        "synthetic": (own.synthetic_off, own.synthetic_on),
+        "real": (own.real_off, own.real_on),
+    }.items():
+        columns[name] = [((start < t) & (t < stop)).double().mean().item() for t in tau]
+    return columns
+
+
+def _least(values: Tensor, owner: Tensor, size: int) -> Tensor:
+    """Least value of each row, (size,); infinity for a row without one."""
+    return values.new_full((size,), math.inf).scatter_reduce_(0, owner, values, "amin")
+
+
+def _overlap(pre: Tensor, k: Tensor, owner: Tensor, atom: Tensor) -> Tensor:
+    """Share of each row's atoms among its K largest of `pre` (B, A), (B,)."""
+    most = int(k.max())
+    if not most:
+        return torch.full_like(pre[:, 0], math.nan)
+    floor = pre.topk(most, dim=1).values.gather(1, (k - 1).clamp_min(0).unsqueeze(1)).squeeze(1)
+    hits = (pre[owner, atom] >= floor[owner]).double()
+    return torch.zeros_like(floor).index_add_(0, owner, hits) / k
+
+
+def _refit(atoms: _Floats, codes: _Floats, row: _Floats) -> dict[str, float]:
+    """Solve a row's coefficients again on its support, by least squares and by non-negative least squares.
+
+    Args:
+        atoms: Unit atoms of the support, whitened, (K, H) float64.
+        codes: The unit's coefficients on them, (K,) float64.
+        row: The real row, whitened and without its centre, (H,) float64.
+
+    Returns:
+        ``synthetic_ls`` and ``synthetic_nnls``: relative error of the amplitudes where the row is ``codes @ atoms``.
+        ``real_ls`` and ``real_nnls``: how far the unit's amplitudes are from the refitted ones, relative to these.
+        ``error_unit``, ``error_ls`` and ``error_nnls``: squared error of the real row as a share of its square.
+    """
+    numbers = {}
+    square = max(float(row @ row), np.finfo(np.float64).tiny)
+    residual = row - codes @ atoms
+    numbers["error_unit"] = float(residual @ residual) / square
+    basis, triangle = linalg.qr(atoms.T, mode="economic")
+    for name, solve in (("ls", _least_squares), ("nnls", _non_negative)):
+        exact, real = solve(triangle, triangle @ codes), solve(triangle, row @ basis)
+        numbers[f"synthetic_{name}"] = _relative(exact, codes)
+        numbers[f"real_{name}"] = _relative(codes, real)
+        residual = row - real @ atoms
+        numbers[f"error_{name}"] = float(residual @ residual) / square
+    return numbers
+
+
+def _least_squares(matrix: _Floats, target: _Floats) -> _Floats:
+    return np.asarray(linalg.lstsq(matrix, target)[0])
+
+
+def _non_negative(matrix: _Floats, target: _Floats) -> _Floats:
+    return np.asarray(optimize.nnls(matrix, target)[0])
+
+
+def _relative(found: _Floats, truth: _Floats) -> float:
+    return float(np.linalg.norm(found - truth) / max(np.linalg.norm(truth), np.finfo(np.float64).tiny))
