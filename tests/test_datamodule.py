@@ -124,6 +124,7 @@ def test_a_block_that_was_thrown_away_is_made_anew():
         ({"planted": PlantedSpec(), "pool_mib": 0}, r"data\.pool_mib is 0: give at least 1"),
         ({"planted": PlantedSpec(), "max_norm": 0.5}, r"data\.max_norm is 0\.5: give a multiple of the median above 1"),
         ({"planted": PlantedSpec(), "max_norm": float("nan")}, r"data\.max_norm is nan"),
+        ({"planted": PlantedSpec(), "train_rows": 0}, r"data\.train_rows is 0: give at least 1, or null for all"),
         ({"planted": PlantedSpec(), "cache_gib": -1}, r"data\.cache_gib is -1: give a number of GiB"),
         ({"store": "ftp://host/x"}, r"data\.store=ftp://…: unknown kind of store"),
     ],
@@ -343,6 +344,23 @@ def test_only_the_sites_in_use_are_read(outliers):
         data.train_dataloader()
 
 
+def test_learning_from_few_rows_spread_over_all(planted_data):
+    data, whole = planted_data(train_rows=700), planted_data()
+    rows = np.flatnonzero(data.valid("train"))
+    assert data.num_rows("train") == len(rows) == 700
+    assert set(np.diff(rows)) == {6, 7}
+    assert data.num_train_batches == 700 // data.batch_size
+    assert data.num_rows("val") == 600
+    assert data.geometry(SITE) == whole.geometry(SITE)
+    assert planted_data(train_rows=10**9).num_rows("train") == 4800
+
+
+def test_rows_that_are_left_out_are_not_learnt_from_either(outliers):
+    few = open_outliers(outliers, train_rows=100).valid("train")
+    assert few.sum() == 100
+    assert (open_outliers(outliers).valid("train") >= few).all()
+
+
 def test_the_training_rows_beside_the_held_out_ones_are_as_many(planted_data):
     data = planted_data()
     assert len(data.val_dataloader()) == 1
@@ -377,7 +395,9 @@ def test_a_resumed_stream_goes_on_where_it_was(planted_data):
     assert torch.equal(torch.cat(rest), torch.cat(through[5:]))
 
 
-@pytest.mark.parametrize("change", [{"seed": 1}, {"batch_size": 128}, {"lanes": 4}, {"max_norm": 1.01}])
+@pytest.mark.parametrize(
+    "change", [{"seed": 1}, {"batch_size": 128}, {"lanes": 4}, {"max_norm": 1.01}, {"train_rows": 600}]
+)
 def test_the_settings_of_the_order_are_those_that_change_it(planted_data, change):
     def first(**settings: Any) -> list[bytes]:
         rows = torch.cat([batch[SITE].clone() for batch in planted_data(**settings).train_dataloader()])

@@ -59,6 +59,8 @@ class ActivationDataModule(L.LightningDataModule):
         lanes: Lanes the shuffled order is dealt to; a multiple of the number of ranks that divides the batch.
         pool_mib: Memory of the shuffle pools in MiB, all ranks together.
         max_norm: Leave out rows whose norm exceeds this multiple of the site's median; null keeps all finite ones.
+        train_rows: Learn from only so many training rows, spread evenly over the split; null for all. The geometry is
+            still that of all of them.
         seed: Seed of the order of rows.
         verify: ``first`` checks each chunk's checksum on its first read, ``always`` on every read.
         cache_dir: Where chunks of a store behind a URL are kept; $ATOMS_CACHE or ~/.cache/atoms if left out.
@@ -75,6 +77,7 @@ class ActivationDataModule(L.LightningDataModule):
         lanes: int = 8,
         pool_mib: int = 1024,
         max_norm: float | None = 10.0,
+        train_rows: int | None = None,
         seed: int = 0,
         verify: Literal["first", "always"] = "first",
         cache_dir: str | None = None,
@@ -91,11 +94,14 @@ class ActivationDataModule(L.LightningDataModule):
             raise AtomsError(f"data.pool_mib is {pool_mib}: give at least 1")
         if max_norm is not None and not max_norm > 1:
             raise AtomsError(f"data.max_norm is {max_norm}: give a multiple of the median above 1, or null to keep all")
+        if train_rows is not None and train_rows < 1:
+            raise AtomsError(f"data.train_rows is {train_rows}: give at least 1, or null for all")
         if not cache_gib >= 0:
             raise AtomsError(f"data.cache_gib is {cache_gib}: give a number of GiB, or 0 for no cache")
         self.cache_dir, self.cache_gib = cache_dir, cache_gib
         self.batch_size, self.lanes, self.pool_mib = batch_size, lanes, pool_mib
         self.max_norm, self.seed, self.verify = max_norm, seed, verify
+        self.train_rows = train_rows
         if store is not None:
             self.path = locate(store)
         elif self.source is not None:
@@ -189,6 +195,20 @@ class ActivationDataModule(L.LightningDataModule):
         return load_truth(self.store)
 
     def valid(self, split: str) -> NDArray[np.bool_] | None:
+        """Rows of a split that are used, (N,) bool; None where all are.
+
+        Those within the norm, and among them, of the training split, the rows to learn from.
+        """
+        within = self.within_norm(split)
+        if split != "train" or self.train_rows is None:
+            return within
+        rows = np.arange(self.store.n_rows(split)) if within is None else np.flatnonzero(within)
+        count = min(self.train_rows, len(rows))
+        chosen = np.zeros(self.store.n_rows(split), bool)
+        chosen[rows[np.arange(count) * len(rows) // max(count, 1)]] = True
+        return chosen
+
+    def within_norm(self, split: str) -> NDArray[np.bool_] | None:
         """Rows that no site's norm excludes, (N,) bool; None where all are kept.
 
         The medians are those of the training rows, for every split. Rows that are not finite are never kept.
@@ -230,9 +250,9 @@ class ActivationDataModule(L.LightningDataModule):
             )
 
     def moments(self, site: str) -> Moments:
-        """Moments of the training rows that are used."""
+        """Moments of the training rows that no norm excludes."""
         moments = self.store.moments(site)
-        mask = self.valid("train")
+        mask = self.within_norm("train")
         if mask is None:
             return moments
         # The few rows left out are subtracted: only their chunks are read. What is not finite was never counted.
@@ -256,6 +276,7 @@ class ActivationDataModule(L.LightningDataModule):
             "lanes": self.lanes,
             "pool_mib": self.pool_mib,
             "max_norm": self.max_norm,
+            "train_rows": self.train_rows,
             "seed": self.seed,
         }
 

@@ -29,6 +29,7 @@ class Subject:
         held_out: Its site's held-out rows.
         settings: How to judge.
         device: Where to compute.
+        others: The same unit from other seeds, fitted; for stability across seeds.
     """
 
     unit: Unit
@@ -36,6 +37,7 @@ class Subject:
     held_out: SiteRows
     settings: CheckSettings
     device: torch.device
+    others: tuple[Unit, ...] = ()
 
     @property
     def geometry(self) -> AtomicInnerProduct:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from atoms.errors import AtomsError
+
 
 @dataclass(frozen=True)
 class CheckSettings:
@@ -15,6 +17,8 @@ class CheckSettings:
     """Errors for which F is drawn over K."""
     max_k: int | None = None
     """Most atoms a row may have; null for twice the unit's target L0 (or its median L0, where it has no target)."""
+    share: float = 0.5
+    """Share of held-out rows that must be rebuilt, sparse and certified at once for the joint claim."""
     rows: int | None = None
     """Held-out rows to judge, the first ones; null for all."""
     train_rows: int | None = None
@@ -31,3 +35,15 @@ class CheckSettings:
     """Seed of everything drawn."""
     skip: list[str] = field(default_factory=list)
     """Checks to leave out, by name."""
+
+    def __post_init__(self) -> None:
+        """Refuse what cannot be asked."""
+        for name in ("eta", "share"):
+            if not 0 < getattr(self, name) <= 1:
+                raise AtomsError(f"checks.{name} is {getattr(self, name)}: give a number above 0 and at most 1")
+        for name in ("max_k", "rows", "train_rows", "batch_rows", "memory_mib", "solved_rows", "bootstrap"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise AtomsError(f"checks.{name} is {value}: give at least 1")
+        if not self.etas or not all(0 < eta <= 1 for eta in self.etas):
+            raise AtomsError(f"checks.etas is {self.etas}: give numbers above 0 and at most 1")

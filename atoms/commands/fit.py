@@ -369,6 +369,8 @@ class AtomsCLI(LightningCLI):
             saved[summary.name] = folder / summary.name
             about = {
                 "site": summary.site,
+                "target_l0": summary.target_l0,
+                "seed": self.model.configs[summary.name].seed,
                 "store": self.datamodule.store.identity_hash,
                 "provenance": self.datamodule.store.provenance,
                 "scores": summary.scalars(),
@@ -417,6 +419,7 @@ class AtomsCLI(LightningCLI):
         tags = {
             "site": ", ".join(dict.fromkeys(config.site for config in configs.values())),
             "encoder": first.encoder,
+            "activation": first.activation,
             "store": data.store.identity_hash[:16],
             "model": str(data.store.provenance.get("model_name", data.store.provenance.get("kind", "?"))),
         }

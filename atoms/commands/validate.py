@@ -1,21 +1,63 @@
-"""``atoms validate``: judge a checkpoint on held-out documents."""
+"""``atoms validate``: what may be claimed of a unit, on documents nobody learnt from."""
 
 import sys
+from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from jsonargparse import ActionConfigFile  # type: ignore[attr-defined]
 
 from atoms.activations.datamodule import ActivationDataModule
 from atoms.activations.location import locate
-from atoms.activations.spec import stored_spec
+from atoms.checks.certificate import Certificate
+from atoms.checks.certify import certify
+from atoms.checks.requirements import Requirement, unmet
+from atoms.checks.screen import show
+from atoms.checks.settings import CheckSettings
 from atoms.commands.parser import AtomsArgumentParser, is_first_rank, quiet, readable
 from atoms.errors import AtomsError
 from atoms.precision import use_fast_float32
 from atoms.processes import leave_at_exit
 from atoms.training import checkpoint
-from atoms.training.evaluation import judge, log_child, show, silent_trainer
-from atoms.training.module import TSAEModule
-from atoms.training.parallel import supported
+from atoms.training.certificate_log import log_certificates
+from atoms.training.parallel import NAME as SHARDED
+from atoms.training.trained_units import units_of
+from atoms.units import TrainedUnit, Unit
+
+UNMET = 3
+"""Status the command exits with where a requirement is not met."""
+
+
+@dataclass
+class Rows:
+    """Which rows to judge on."""
+
+    store: str | None = None
+    """The store; the one the first checkpoint learnt from if left out."""
+    site: str | None = None
+    """The site, for units that explain any; the checkpoint's, or the only one there is, if left out."""
+    max_norm: float | None = 10.0
+    """Leave out rows whose norm exceeds this multiple of the site's median; null keeps all finite ones. A checkpoint
+    brings its own."""
+
+
+@dataclass
+class Question:
+    """All that ``atoms validate`` is asked, parsed and built."""
+
+    ckpt_path: list[str]
+    units: dict[str, Unit]
+    seeds: list[str]
+    data: Rows
+    checks: CheckSettings
+    trainer: dict[str, Any]
+    require: list[Requirement]
+    output: str
+    tracking_uri: str | None
+    experiment: str
+    plain: bool
+    record: checkpoint.Record | None = None
+    learnt: dict[str, TrainedUnit] = field(default_factory=dict)
 
 
 def run(words: list[str]) -> None:
@@ -23,59 +65,177 @@ def run(words: list[str]) -> None:
 
     Args:
         words: The command's arguments.
+
+    Raises:
+        SystemExit: With `UNMET` where ``--require`` is not met. Verdicts alone never change the status.
     """
-    parser = AtomsArgumentParser(prog="atoms validate", description="Judge a checkpoint on held-out documents.")
+    parser = _parser()
+    with readable():
+        settings = parser.parse_args(words)
+        built = parser.instantiate_classes(settings)
+    question = _question(built)
+    quiet()
+    leave_at_exit()
+    certificates = judge(question)
+    if not is_first_rank():
+        return
+    missed = [line for certificate in certificates for line in unmet(certificate, question.require)]
+    for line in missed:
+        print(f"unmet       {line}")
+    if missed:
+        raise SystemExit(UNMET)
+
+
+def _parser() -> AtomsArgumentParser:
+    parser = AtomsArgumentParser(prog="atoms validate", description="What may be claimed of a unit on held-out rows.")
     parser.add_argument("-c", "--config", action=ActionConfigFile, help="A YAML file with the settings below.")
-    parser.add_argument("--ckpt_path", type=str, required=True, help="The checkpoint that `atoms fit` named.")
     parser.add_argument(
-        "--data.store",
-        type=str | None,
+        "--ckpt_path",
+        type=str | list[str] | None,
         default=None,
-        help="Another store to judge on; the checkpoint's own if left out.",
+        help="The checkpoint that `atoms fit` named, every member of which is judged; or several.",
     )
+    parser.add_argument(
+        "--unit", type=str | Unit | None, default=None, help="A saved dictionary's folder, or any unit by class_path."
+    )
+    parser.add_argument(
+        "--units", type=dict[str, str | Unit], default={}, help="Several of them, by the names tables give them."
+    )
+    parser.add_argument(
+        "--seeds",
+        type=str | list[str],
+        default=[],
+        help="Checkpoints or saved dictionaries of other seeds, for stability across seeds. Members of a checkpoint "
+        "that differ in nothing but their seed are compared with each other unasked.",
+    )
+    parser.add_argument("--data", type=Rows, default=Rows())
+    parser.add_argument("--checks", type=CheckSettings, default=CheckSettings())
     parser.add_argument("--trainer.accelerator", type=str, default="auto", help="As Lightning's Trainer.")
     parser.add_argument("--trainer.devices", type=int | str | list[int], default="auto", help="As Lightning's Trainer.")
     parser.add_argument("--trainer.num_nodes", type=int, default=1, help="As Lightning's Trainer.")
     parser.add_argument("--trainer.strategy", type=str, default="auto", help="As Lightning's Trainer.")
-    with readable():
-        settings = parser.parse_args(words)
-    quiet()
-    leave_at_exit()
-    validate(settings.ckpt_path, settings.data.store, settings.trainer.as_dict())
+    parser.add_argument(
+        "--require",
+        type=str | list[str],
+        default=[],
+        help="What must hold, or the status is 3: a claim (joint.atoms), a claim's verdict (uniqueness.t3=guaranteed) "
+        "or a bound on a number (rows.f>=0.5).",
+    )
+    parser.add_argument("--output", type=str, default="certificates", help="Folder for certificates and figures.")
+    parser.add_argument(
+        "--tracking_uri",
+        type=str | None,
+        default=None,
+        help="Where MLflow keeps the run; the checkpoint's own if left out. 'none' keeps none.",
+    )
+    parser.add_argument("--experiment", type=str, default="atoms", help="MLflow experiment, without a checkpoint.")
+    parser.add_argument("--plain", type=bool, default=False, help="No colours and no boxes.")
+    return parser
 
 
-def validate(ckpt_path: str, store: str | None, place: dict[str, Any]) -> None:
-    """Print the table of a checkpoint and log it as a child of its run.
+def _question(built: Any) -> Question:
+    """Settings as what they mean."""
+    paths = _listed(built.ckpt_path)
+    named: dict[str, str | Unit] = dict(built.units)
+    if built.unit is not None:
+        named[Path(built.unit).name if isinstance(built.unit, str) else built.unit.name] = built.unit
+    units = {name: TrainedUnit.load(unit) if isinstance(unit, str) else unit for name, unit in named.items()}
+    if not units and not paths:
+        raise AtomsError("nothing to judge: name a checkpoint with --ckpt_path, or a unit with --unit")
+    for name, unit in units.items():
+        unit.name = name
+    strategy = built.trainer.strategy
+    if strategy == SHARDED or strategy.startswith(("fsdp", "deepspeed")) or strategy == "ModelParallelStrategy":
+        raise AtomsError(
+            f"trainer.strategy is {strategy}: atoms are judged whole, each process taking its share of the rows; use "
+            "ddp"
+        )
+    question = Question(
+        ckpt_path=paths,
+        units=units,
+        seeds=_listed(built.seeds),
+        data=built.data,
+        checks=built.checks,
+        trainer=built.trainer.as_dict(),
+        require=[Requirement.parse(text) for text in _listed(built.require)],
+        output=built.output,
+        tracking_uri=built.tracking_uri,
+        experiment=built.experiment,
+        plain=built.plain,
+    )
+    for path in paths:
+        learnt, record = units_of(path)
+        question.record = question.record or record
+        for name, unit in learnt.items():
+            label = unit.name if unit.name not in question.learnt else f"{Path(path).parent.parent.name[:6]} {name}"
+            unit.name = label
+            question.learnt[label] = unit
+    return question
+
+
+def _listed(value: str | list[str] | None) -> list[str]:
+    return [] if value is None else [value] if isinstance(value, str) else list(value)
+
+
+def judge(question: Question) -> list[Certificate]:
+    """Judge every unit, print the screen, write certificates and figures, and log them.
 
     Args:
-        ckpt_path: The checkpoint.
-        store: Store to judge on; None for the one the checkpoint learnt from.
-        place: Accelerator, devices, num_nodes, strategy.
+        question: What is asked.
 
     Raises:
-        AtomsError: If the checkpoint or the store cannot be read, or they do not fit each other.
+        AtomsError: If rows or units cannot be used.
     """
-    content, record = checkpoint.read(ckpt_path)
-    path = store or record.store
+    data = _data(question)
+    units: dict[str, Unit] = {**question.learnt, **question.units}
+    site = question.data.site
+    if site is None and question.learnt:
+        sites = {unit.site for unit in question.learnt.values()}
+        site = sites.pop() if len(sites) == 1 else None
+    others = [unit for path in question.seeds for unit in _seeds(path)]
+    use_fast_float32()
+    certificates = []
+    for name, unit in units.items():
+        rivals = [other for other in others if other.site == unit.site] + _siblings(unit, question.learnt)
+        found = certify(
+            unit,
+            data,
+            site=None if unit.site else site,
+            settings=question.checks,
+            others=rivals,
+            trainer=question.trainer,
+        )
+        certificates.append(found)
+        if is_first_rank():
+            found.save(Path(question.output) / name.replace("/", "-"))
+    if is_first_rank():
+        show(certificates, plain=question.plain)
+        print(f"certificate {question.output}/")
+        log_certificates(certificates, question.record, question.ckpt_path, question.tracking_uri, question.experiment)
+    return certificates
+
+
+def _data(question: Question) -> ActivationDataModule:
+    path = question.data.store or (question.record.store if question.record else None)
+    if path is None:
+        raise AtomsError("data.store is not set: name the store whose rows the unit is to explain")
     if not locate(path).exists():
         raise AtomsError(f"data.store is {path}, which does not exist: name the store with --data.store")
-    data = ActivationDataModule(store=path, **record.data)
-    settings = {key: value for key, value in content["hyper_parameters"].items() if not key.startswith("_")}
-    module = TSAEModule(**{**settings, "width": data.width})
-    found = stored_spec(data.path)
-    for config in module.configs.values():
-        stored = settings["width"][config.site]
-        if data.width[config.site] != stored:
-            raise AtomsError(
-                f"data.store is {path}, whose {config.site} has width {data.width[config.site]}, not the {stored} the "
-                "checkpoint learnt: name a store of the same model"
-            )
-    if found is not None and found.identity_hash != record.identity and is_first_rank():
+    settings = question.record.data if question.record else {"max_norm": question.data.max_norm}
+    data = ActivationDataModule(store=path, **settings)
+    if question.record and data.store.identity_hash != question.record.identity and is_first_rank():
         print(f"note     {path} is not the store this checkpoint learnt from", file=sys.stderr)
-    use_fast_float32()
-    summaries = judge(silent_trainer({**place, "strategy": supported(place["strategy"])}), module, data, ckpt_path)
-    if is_first_rank():
-        show(summaries, "held-out")
-        child = log_child(record, ckpt_path, summaries, "val")
-        if child:
-            print(f"logged      run {child} in {record.tracking_uri}")
+    return data
+
+
+def _seeds(path: str) -> list[Unit]:
+    if Path(path).is_dir():
+        return [TrainedUnit.load(path)]
+    return list(units_of(path)[0].values())
+
+
+def _siblings(unit: Unit, learnt: dict[str, TrainedUnit]) -> list[Unit]:
+    """Members that are the same unit but for the seed."""
+    if not isinstance(unit, TrainedUnit):
+        return []
+    return [other for other in learnt.values() if other is not unit and unit.same_but_for_seed(other)]

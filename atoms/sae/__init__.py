@@ -1,5 +1,6 @@
-"""Threshold sparse autoencoders: model, objective, control and training step, in plain PyTorch."""
+"""Sparse autoencoders: model, objective, control and training step, in plain PyTorch."""
 
+from atoms.sae.activation import Activation
 from atoms.sae.artefact import FoldedSAE
 from atoms.sae.control import Control
 from atoms.sae.model import ThresholdSAE
@@ -9,6 +10,7 @@ from atoms.sae.sparse_codes import SparseCodes
 from atoms.sae.step import StepOutput, eager_step
 
 __all__ = [
+    "Activation",
     "Control",
     "FoldedSAE",
     "Objective",

@@ -15,16 +15,18 @@ from torch import Tensor
 
 from atoms.errors import AtomsError
 from atoms.geometry import AtomicInnerProduct
+from atoms.sae.activation import activate
 from atoms.sae.model import ThresholdSAE
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
+"""What is written; version 1 is read as well, which knew of no activation but ``threshold``."""
 WEIGHTS, DESCRIPTION = "tsae.safetensors", "tsae.json"
 _GEOMETRY, _OWN_DIGEST = "geometry.", "sha256"
 
 
 @dataclass(frozen=True)
 class FoldedSAE:
-    """A threshold SAE as plain weights on activations; nothing of the geometry is left to apply.
+    """An SAE as plain weights on activations; nothing of the geometry is left to apply.
 
     It computes what the SAE it came from does, up to float32 rounding relative to ``‖x‖ ‖w‖``; supports agree wherever
     a pre-activation is further than that from its threshold. Codes are the same numbers.
@@ -35,6 +37,7 @@ class FoldedSAE:
         threshold: (A,) float32.
         w_dec: The atoms, (A, H) float32, in activation units.
         b_dec: (H,) float32.
+        k: Most atoms of a row, or None.
     """
 
     w_enc: Tensor
@@ -42,6 +45,7 @@ class FoldedSAE:
     threshold: Tensor
     w_dec: Tensor
     b_dec: Tensor
+    k: int | None = None
 
     @classmethod
     @torch.no_grad()
@@ -54,12 +58,12 @@ class FoldedSAE:
         b_enc = sae.bias.double() - w_enc @ mean
         w_dec = sae.decoder.double() @ from_z
         b_dec = sae.origin.double() @ from_z + mean
-        return cls(w_enc.float(), b_enc.float(), sae.threshold.float().clone(), w_dec.float(), b_dec.float())
+        threshold = sae.threshold.float().clone()
+        return cls(w_enc.float(), b_enc.float(), threshold, w_dec.float(), b_dec.float(), sae.k)
 
     def encode(self, x: Tensor) -> Tensor:
         """Codes (B, A) of activations (B, H)."""
-        pre = x @ self.w_enc.T + self.b_enc
-        return pre * (pre >= self.threshold)
+        return activate(x @ self.w_enc.T + self.b_enc, self.threshold, self.k)
 
     def decode(self, codes: Tensor) -> Tensor:
         """Activations (B, H) of codes (B, A)."""
@@ -88,6 +92,8 @@ def save(sae: ThresholdSAE, directory: str | Path, metadata: dict[str, Any] | No
         "atoms": sae.num_atoms,
         "power": sae.power,
         "encoder": sae.encoder,
+        "activation": sae.activation,
+        "k": sae.k,
         "geometry": sae.geometry.digest,
         "weights_sha256": hashlib.sha256(weights).hexdigest(),
         "metadata": metadata or {},
@@ -126,6 +132,8 @@ def load(directory: str | Path) -> ThresholdSAE:
         geometry=AtomicInnerProduct.from_state(geometry),
         power=description["power"],
         encoder=description["encoder"],
+        activation=description.get("activation", "threshold"),
+        k=description.get("k"),
     )
     with torch.no_grad():
         for name, parameter in sae.named_parameters():
@@ -134,7 +142,7 @@ def load(directory: str | Path) -> ThresholdSAE:
 
 
 def read_description(directory: str | Path) -> dict[str, Any]:
-    """Read an artefact's `tsae.json`: widths, power, encoder, digests and `metadata`.
+    """Read an artefact's `tsae.json`: widths, power, encoder, activation, digests and `metadata`.
 
     Raises:
         AtomsError: If it is missing, not JSON, of another format version, or not as it was written.
@@ -149,8 +157,8 @@ def read_description(directory: str | Path) -> dict[str, Any]:
         ) from None
     except (ValueError, KeyError, TypeError):
         raise AtomsError(f"{path} does not describe a saved SAE: save the SAE again") from None
-    if version != FORMAT_VERSION:
-        raise AtomsError(f"{path} has format_version {version}, this version reads {FORMAT_VERSION}: update atoms")
+    if version not in (1, FORMAT_VERSION):
+        raise AtomsError(f"{path} has format_version {version}, this atoms reads 1 and {FORMAT_VERSION}: update it")
     if description.pop(_OWN_DIGEST, None) != _digest(description):
         raise AtomsError(f"{path} is not as it was written (its sha256 differs): save the SAE again")
     return cast("dict[str, Any]", description)

@@ -1,4 +1,4 @@
-"""The threshold sparse autoencoder: one dictionary of atoms in the coordinates its geometry gives it."""
+"""The sparse autoencoder: one dictionary of atoms in the coordinates its geometry gives it."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from atoms.errors import AtomsError
 from atoms.geometry import AtomicInnerProduct
+from atoms.sae.activation import Activation, activate
 from atoms.sae.shard import Shard
 from atoms.sae.sparse_codes import SparseCodes
 
@@ -40,6 +41,9 @@ class ThresholdSAE(nn.Module):
       training, arXiv 2605.18629);
     - ``free``.
 
+    Other activations are there as controls (`atoms.sae.activation`); only ``threshold`` learns ``θ``, for the others it
+    is no parameter of the optimizer's.
+
     The geometry travels in the state dict as float64 extra state: casting the module does not touch it.
 
     Source: Towards Atoms (arXiv 2509.20784), threshold SAE; JumpReLU (arXiv 2407.14435), activation.
@@ -50,12 +54,14 @@ class ThresholdSAE(nn.Module):
         geometry: The inner product of the site the activations come from.
         power: p, the place on the metric path: 0 is Euclidean, 1 fully whitened.
         encoder: ``"tied"``, ``"aligned"`` or ``"free"``.
+        activation: ``"threshold"``, ``"relu"``, ``"topk"`` or ``"batch_topk"``.
+        k: Most atoms of a row; for ``topk`` alone.
         seed: Seed of the initial directions; it leaves the global generator alone.
         shard: Which of the atoms this process holds. Codes then have a column for each atom held, reconstructions are
             those of all atoms, and every process of the shard's group must take part in them.
 
     Raises:
-        AtomsError: If the geometry has another width, or ``atoms``, ``power`` or ``encoder`` is out of range.
+        AtomsError: If the geometry has another width, or one of the settings is out of range.
     """
 
     mean: Tensor
@@ -70,6 +76,8 @@ class ThresholdSAE(nn.Module):
         geometry: AtomicInnerProduct,
         power: float = 0.5,
         encoder: Encoder = "free",
+        activation: Activation = "threshold",
+        k: int | None = None,
         seed: int = 0,
         shard: Shard | None = None,
     ) -> None:
@@ -84,7 +92,12 @@ class ThresholdSAE(nn.Module):
             raise AtomsError(f"power is {power}: give a number from 0 (Euclidean) to 1 (whitened)")
         if encoder not in get_args(Encoder):
             raise AtomsError(f"encoder is {encoder!r}: use 'tied', 'aligned' or 'free'")
+        if activation not in get_args(Activation):
+            raise AtomsError(f"activation is {activation!r}: use one of {', '.join(get_args(Activation))}")
+        if (k is not None) != (activation == "topk") or (k is not None and not 1 <= k <= atoms):
+            raise AtomsError(f"k is {k} and activation {activation!r}: topk wants k from 1 to {atoms}, the others none")
         self.width, self.num_atoms, self.power, self.encoder = width, atoms, float(power), encoder
+        self.activation, self.k = activation, k
 
         self.shard = shard or Shard()
         if atoms < self.shard.size:
@@ -92,10 +105,11 @@ class ThresholdSAE(nn.Module):
         decoder = _random_directions(atoms, width, seed, self.held)
         self.decoder = nn.Parameter(decoder)
         self.directions = None if encoder == "tied" else nn.Parameter(decoder.clone())
-        self.bias = nn.Parameter(torch.zeros(len(decoder)))
+        # A random direction reaches 2 on 1 row in 44; without a threshold the bias holds it down.
+        learnt = activation == "threshold"
+        self.bias = nn.Parameter(torch.full((len(decoder),), -2.0 if activation == "relu" else 0.0))
         self.origin = nn.Parameter(torch.zeros(width))
-        # a random direction reaches it on 1 row in 44
-        self.threshold = nn.Parameter(torch.full((len(decoder),), 2.0))
+        self.threshold = nn.Parameter(torch.full((len(decoder),), 2.0 if learnt else 0.0), requires_grad=learnt)
         for name in ("mean", "whitener", "unwhitener"):
             self.register_buffer(name, torch.empty(0), persistent=False)
         self._set_geometry(geometry)
@@ -148,10 +162,13 @@ class ThresholdSAE(nn.Module):
         """What is held against the thresholds, (B, A); float32 even where autocast lowers the product."""
         return F.linear(z, self.encoder_rows()).to(self.bias.dtype) + self.bias
 
+    def activate(self, pre: Tensor) -> Tensor:
+        """Codes (B, A) of pre-activations (B, A)."""
+        return activate(pre, self.threshold, self.k, self.shard)
+
     def encode(self, x: Tensor) -> Tensor:
         """Codes of activations (B, H), dense (B, A), not negative."""
-        pre = self.pre_activations(self.standardise(x))
-        return pre * (pre >= self.threshold)
+        return self.activate(self.pre_activations(self.standardise(x)))
 
     def encode_sparse(self, x: Tensor) -> SparseCodes:
         """Codes of activations (N, H) by row, holding only a few thousand dense rows at a time."""
@@ -193,7 +210,15 @@ class ThresholdSAE(nn.Module):
         }
         if self.shard.rank:
             return None
-        whole = ThresholdSAE(self.width, self.num_atoms, geometry=self.geometry, power=self.power, encoder=self.encoder)
+        whole = ThresholdSAE(
+            self.width,
+            self.num_atoms,
+            geometry=self.geometry,
+            power=self.power,
+            encoder=self.encoder,
+            activation=self.activation,
+            k=self.k,
+        )
         for name, parameter in whole.named_parameters():
             found = tensors[name]
             assert found is not None

@@ -63,7 +63,7 @@ def default_lr(width: int) -> float:
 def parameter_groups(
     sae: ThresholdSAE, lr: float | None = None, threshold_lr: float | None = None
 ) -> list[dict[str, Any]]:
-    """Groups for Adam: weights, and thresholds with a rate of their own.
+    """Groups for Adam: weights, and thresholds, where they are learnt, with a rate of their own.
 
     Both forget squared gradients within some hundred steps (second beta 0.99): those of the first steps are many times
     larger than later ones, and at 0.999 they would hold back a short training to its end.
@@ -78,10 +78,10 @@ def parameter_groups(
     threshold_lr = lr / 10 if threshold_lr is None else threshold_lr
     weights: list[nn.Parameter] = [p for name, p in sae.named_parameters() if name != "threshold"]
     betas = (0.9, 0.99)
-    return [
-        {"params": weights, "lr": lr, "betas": betas, "name": "weights"},
-        {"params": [sae.threshold], "lr": threshold_lr, "betas": betas, "name": "thresholds"},
-    ]
+    groups: list[dict[str, Any]] = [{"params": weights, "lr": lr, "betas": betas, "name": "weights"}]
+    if sae.threshold.requires_grad:
+        groups.append({"params": [sae.threshold], "lr": threshold_lr, "betas": betas, "name": "thresholds"})
+    return groups
 
 
 def learning_rate_factor(step: int, steps: int, *, warm_up: float = 0.02, decay: float = 0.3) -> float:

@@ -8,6 +8,7 @@ reconstruction ``(B, H)``.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -27,6 +28,29 @@ class _Add(torch.autograd.Function):
     def backward(ctx: FunctionCtx, grad: Tensor) -> tuple[Tensor, None]:
         # Every process computes the one loss of all of them from the same total; its gradient is not to be added.
         return grad, None
+
+
+def kth_largest_by_bits(values: Tensor, k: int | Tensor, count: Callable[[Tensor], Tensor]) -> Tensor:
+    """The k-th largest of numbers that lie on several processes, which tell each other counts only.
+
+    The bits of numbers that are not negative, read as integers, are ordered as the numbers are; the answer's bits are
+    found one after the other, the highest first.
+
+    Args:
+        values: Numbers that are not negative.
+        k: At least 1.
+        count: From a mask of ``values`` to how many are true over all processes, integers of any shape that goes with
+            that of ``values``.
+
+    Returns:
+        A tensor of the shape of the counts; 0 where there are fewer than k numbers.
+    """
+    bits = values.view(torch.int64 if values.dtype == torch.float64 else torch.int32)
+    found = bits.new_zeros(())
+    for bit in reversed(range(torch.iinfo(bits.dtype).bits - 1)):
+        trial = found | (1 << bit)
+        found = torch.where(count(bits >= trial) >= k, trial, found)
+    return found.view(values.dtype)
 
 
 @dataclass(frozen=True)
@@ -64,15 +88,8 @@ class Shard:
         """
         if self.size == 1:
             return values.topk(k, dim=1).values[:, -1:]
-        # The bits of such numbers, read as integers, are ordered as the numbers are: B counts cross the group for every
-        # bit, where the numbers themselves could be as large as the reconstruction.
-        bits = values.view(torch.int64 if values.dtype == torch.float64 else torch.int32)
-        found = bits.new_zeros(len(values), 1)
-        for bit in reversed(range(torch.iinfo(bits.dtype).bits - 1)):
-            trial = found | (1 << bit)
-            count = self.add((bits >= trial).sum(1, keepdim=True))
-            found = torch.where(count >= k, trial, found)
-        return found.view(values.dtype)
+        # B counts cross the group for every bit, where the numbers themselves could be as large as the reconstruction.
+        return kth_largest_by_bits(values, k, lambda above: self.add(above.sum(1, keepdim=True)))
 
     @torch.no_grad()
     def gather(self, own: Tensor, total: int) -> Tensor | None:

@@ -5,11 +5,12 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
+import torch.distributed as dist
 from torch import nn
 
 from atoms.errors import AtomsError
 from atoms.geometry import AtomicInnerProduct
-from atoms.sae import Control, Objective, Shard, ThresholdSAE
+from atoms.sae import Activation, Control, Objective, Shard, ThresholdSAE
 from atoms.sae.model import Encoder
 
 SINGLE = "tsae"
@@ -30,6 +31,8 @@ class MemberOverrides:
     """r, the metric of its reconstruction error."""
     encoder: Encoder | None = None
     """Kind of encoder."""
+    activation: Activation | None = None
+    """What keeps codes sparse."""
     target_l0: float | None = None
     """Mean number of active atoms per row."""
     lr: float | None = None
@@ -56,6 +59,7 @@ class MemberConfig:
     lr: float | None
     clip: float
     seed: int
+    activation: Activation = "threshold"
 
     def num_atoms(self, width: int) -> int:
         """Number of atoms A for rows of ``width``.
@@ -80,10 +84,16 @@ class Member(nn.Module):
         geometry: The atomic inner product of its site.
         rows: Rows that training will see in all; the schedules are shares of it.
         shard: Which of its atoms this process holds; all if None.
+        group: All processes of the training; None where there is only one.
     """
 
     def __init__(
-        self, config: MemberConfig, geometry: AtomicInnerProduct, rows: int, shard: Shard | None = None
+        self,
+        config: MemberConfig,
+        geometry: AtomicInnerProduct,
+        rows: int,
+        shard: Shard | None = None,
+        group: dist.ProcessGroup | None = None,
     ) -> None:
         super().__init__()
         atoms = config.num_atoms(geometry.width)
@@ -99,12 +109,13 @@ class Member(nn.Module):
             geometry=geometry,
             power=config.power,
             encoder=config.encoder,
+            activation=config.activation,
+            k=max(1, round(config.target_l0)) if config.activation == "topk" else None,
             seed=config.seed,
             shard=shard,
         )
-        self.control = Control(
-            self.sae, Objective(target_l0=config.target_l0, error_power=config.error_power), rows=rows
-        )
+        objective = Objective(target_l0=config.target_l0, error_power=config.error_power)
+        self.control = Control(self.sae, objective, rows=rows, group=group)
 
 
 def member_configs(

@@ -12,7 +12,7 @@ from torch.optim import Optimizer
 from atoms.activations.datamodule import ActivationDataModule
 from atoms.activations.stream import OrderedBatch, TrainStream
 from atoms.errors import AtomsError
-from atoms.sae import SparseCodes, eager_step, learning_rate_factor, parameter_groups
+from atoms.sae import Activation, SparseCodes, eager_step, learning_rate_factor, parameter_groups
 from atoms.sae.model import Encoder
 from atoms.training.checkpoint import KEY, Record
 from atoms.training.members import Member, MemberOverrides, member_configs
@@ -24,7 +24,7 @@ STAGES = ("val", "test", "train_rows")
 
 
 class TSAEModule(L.LightningModule):
-    """Trains one or several threshold SAEs on the rows of one store.
+    """Trains one or several sparse autoencoders on the rows of one store.
 
     Args:
         width: Width of every site; linked from the data, never set by hand.
@@ -33,7 +33,9 @@ class TSAEModule(L.LightningModule):
         power: p, where on the metric path the SAE lives: 0 Euclidean, 1 fully whitened.
         error_power: r, the metric of the reconstruction error: 0 Euclidean, 1 the atomic inner product.
         encoder: ``tied``, ``aligned`` (each encoder row has product one with its decoder row) or ``free``.
-        target_l0: Mean number of active atoms per row at the end of training.
+        activation: What keeps codes sparse: ``threshold`` (learnt, one per atom), ``relu`` (under an L1 penalty),
+            ``topk`` (the largest of a row) or ``batch_topk`` (the largest of a batch). The last three are controls.
+        target_l0: Mean number of active atoms per row at the end of training; ``topk`` rounds it.
         lr: Learning rate of Adam, for rows standardised to unit mean square per coordinate; null for 0.12 / sqrt(H).
         clip: Largest norm of a member's gradient.
         seed: Seed of the initial directions.
@@ -50,6 +52,7 @@ class TSAEModule(L.LightningModule):
         power: float = 0.5,
         error_power: float = 0.25,
         encoder: Encoder = "free",
+        activation: Activation = "threshold",
         target_l0: float = 32.0,
         lr: float | None = None,
         clip: float = 1.0,
@@ -64,6 +67,7 @@ class TSAEModule(L.LightningModule):
             "power": power,
             "error_power": error_power,
             "encoder": encoder,
+            "activation": activation,
             "target_l0": target_l0,
             "lr": lr,
             "clip": clip,
@@ -128,7 +132,9 @@ class TSAEModule(L.LightningModule):
         self.layout = Layout.of(self)
         rows = max(1, self.total_steps) * self.data.batch_size * self.trainer.accumulate_grad_batches
         for name, config in self.configs.items():
-            self.members[name] = Member(config, self.data.geometry(config.site), rows, self.layout.shard)
+            self.members[name] = Member(
+                config, self.data.geometry(config.site), rows, self.layout.shard, self.layout.world
+            )
         for stage in STAGES:
             self.scores[stage] = nn.ModuleDict({name: self._new_scores(name) for name in self.configs})
         # Identical on every rank by construction (reduced once a step), so DDP need not broadcast them.

@@ -32,19 +32,23 @@ class Layout:
     Attributes:
         shard: The atoms it holds; all of them unless the strategy is `TensorParallel`.
         replicas: The processes that hold the same atoms and see other rows; None stands for all processes.
+        world: All processes; None where there is only one.
     """
 
     shard: Shard
     replicas: dist.ProcessGroup | None = None
+    world: dist.ProcessGroup | None = None
 
     @classmethod
     def of(cls, module: L.LightningModule) -> "Layout":
         """The layout of a module whose strategy has set up its processes."""
+        world = dist.group.WORLD if module.trainer.world_size > 1 else None
         mesh = module.device_mesh
         if mesh is None:
-            return cls(Shard())
+            return cls(Shard(), world=world)
         across = mesh["tensor_parallel"]
-        return cls(Shard(across.get_local_rank(), across.size(), across.get_group()), mesh["data_parallel"].get_group())
+        shard = Shard(across.get_local_rank(), across.size(), across.get_group())
+        return cls(shard, mesh["data_parallel"].get_group(), world)
 
     def average_gradients_(self, parameters: Iterable[nn.Parameter]) -> None:
         """Average gradients over the replicas; where the strategy does that itself, as DDP, nothing is left to do."""

@@ -56,7 +56,7 @@ class MemberScores(nn.Module):
     def update(self, sae: ThresholdSAE, rows: Tensor) -> None:
         """Encode ``rows`` (B, H), B may be 0, and count them in."""
         pre = sae.pre_activations(sae.standardise(rows))
-        codes = pre * (pre >= sae.threshold)
+        codes = sae.activate(pre)
         self.reconstruction.update(rows, sae.decode(codes))
         self.sparsity.update(codes, rows)
         self.pre.update(pre)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from types import MappingProxyType
 
 import torch
 from torch import Tensor
@@ -24,6 +26,7 @@ class Unit(ABC):
         atoms: (A, H) float32 in activation units, of any length; atoms of zero norm are allowed and count as dead.
         centre: (H,) float32, what codes of zero decode to.
         target_l0: Number of atoms per row it aims at, if it aims at one.
+        source: Where it comes from, for the certificate: names of files, digests.
     """
 
     name: str
@@ -31,6 +34,7 @@ class Unit(ABC):
     atoms: Tensor
     centre: Tensor
     target_l0: float | None = None
+    source: Mapping[str, str] = MappingProxyType({})
 
     @property
     def reads(self) -> str | None:

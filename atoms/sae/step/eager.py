@@ -7,6 +7,7 @@ from typing import NamedTuple
 import torch.nn.functional as F
 from torch import Tensor
 
+from atoms.sae.activation import activate
 from atoms.sae.control import Control
 from atoms.sae.model import ThresholdSAE
 from atoms.sae.threshold import threshold_activation
@@ -17,7 +18,8 @@ class StepOutput(NamedTuple):
 
     Attributes:
         loss: What to differentiate; a mean over the rows of the batch.
-        parts: Detached 0-dim tensors: `reconstruction`, `revival` and `l0`, the last of the atoms held here.
+        parts: Detached 0-dim tensors: `reconstruction`, `revival` and `l0`, the last of the atoms held here; for
+            ``relu`` also `shrinkage`.
         stats: Sums over rows for `Control.update`, flat float64; add those of all ranks first.
     """
 
@@ -36,13 +38,25 @@ def eager_step(sae: ThresholdSAE, control: Control, x: Tensor) -> StepOutput:
     """
     z = sae.standardise(x)
     pre = sae.pre_activations(z)
-    codes = threshold_activation(pre, sae.threshold, control.objective.bandwidth)
+    learnt = cutoff = None
+    if sae.activation == "threshold":
+        learnt = sae.threshold.detach()
+        codes = threshold_activation(pre, sae.threshold, control.objective.bandwidth)
+    elif sae.activation == "batch_topk":
+        cutoff = control.cutoff(sae, pre.detach())
+        codes = activate(pre, cutoff)
+    else:
+        codes = sae.activate(pre)
     error = z - sae.reconstruct(codes)
     reconstruction = control.energy(error)
     revival = _revival(sae, control, z, error.detach())
-    stats = control.statistics(pre.detach(), codes.detach(), sae.threshold.detach(), reconstruction.detach(), sae.shard)
+    stats = control.statistics(pre.detach(), codes.detach(), learnt, reconstruction.detach(), sae.shard, cutoff)
     parts = {"reconstruction": reconstruction.detach(), "revival": revival.detach(), "l0": stats[1] / len(x)}
-    return StepOutput(reconstruction + control.objective.revival * revival, parts, stats)
+    loss = reconstruction + control.objective.revival * revival
+    if sae.activation == "relu":
+        shrinkage = control.shrinkage(sae, codes)
+        loss, parts["shrinkage"] = loss + shrinkage, shrinkage.detach()
+    return StepOutput(loss, parts, stats)
 
 
 def _revival(sae: ThresholdSAE, control: Control, z: Tensor, error: Tensor) -> Tensor:

@@ -1,0 +1,187 @@
+"""The one claim that decides: on the same held-out row, small error, few atoms, and a code that is provably unique.
+
+Each part alone is earned by something worthless: fidelity by any complete basis, sparsity by a code of nothing,
+separability by a whitening basis. So the claim is made of all three on the same row, and it is void where a control
+with nothing to it earns it as well.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from atoms.checks.bootstrap import bootstrap_interval
+from atoms.checks.check import Check, Subject
+from atoms.checks.claim import Claim, Section, Verdict
+from atoms.checks.matched_null import MatchedNull, fidelity_matched_null
+from atoms.checks.recovery_margins import CERTIFIED, recovery_margins
+from atoms.checks.row_certificates import RowCertificates
+from atoms.errors import AtomsError
+from atoms.geometry.inner_product import unit_rows
+
+BASIS_ROWS = 4096
+SAME_K_ROWS = 512
+
+
+@dataclass(frozen=True, eq=False)
+class JointFindings:
+    """What the decisive claim rests on beside the row certificates.
+
+    Attributes:
+        basis_errors: Relative squared errors of sampled held-out rows, each rebuilt from its k best directions of the
+            whitening basis, at column k, (rows, H + 1) float64.
+    """
+
+    basis_errors: Tensor
+
+    def basis_f(self, eta: float, k: int) -> float:
+        """Share of rows that the whitening basis rebuilds within ``eta`` from ``k`` directions.
+
+        Its directions are orthogonal in S, so every code of it is certified: this is its F.
+        """
+        return float((self.basis_errors[:, min(k, self.basis_errors.shape[1] - 1)] <= eta).double().mean())
+
+
+class JointClaim(Check):
+    """F(η, K) of the unit beside its controls, and what follows."""
+
+    name = "joint"
+    title = "What may be claimed"
+    splits = frozenset()
+
+    def compute(self) -> JointFindings:
+        """Rebuild held-out rows from the whitening basis."""
+        rows = self.subject.held_out.sample(BASIS_ROWS)[self.subject.held_out.site].double()
+        geometry = self.subject.geometry
+        energy = ((rows - geometry.mean) @ geometry.eigenvectors).square()
+        total = energy.sum(1, keepdim=True).clamp_min(torch.finfo(torch.float64).tiny)
+        explained = energy.sort(1, descending=True).values.cumsum(1) / total
+        return JointFindings(torch.cat([torch.ones_like(total), 1 - explained], 1))
+
+    def report(self, found: Mapping[str, Any]) -> Section:
+        """Hold F against its controls."""
+        if "rows" not in found:
+            raise AtomsError("the joint claim rests on the row certificates, which could not be made")
+        return _Judgement(self.subject, found["rows"], found["joint"], found.get("representability")).section()
+
+
+@dataclass(frozen=True, eq=False)
+class _Judgement:
+    subject: Subject
+    rows: RowCertificates
+    joint: JointFindings
+    representability: Any
+
+    @property
+    def eta(self) -> float:
+        return self.subject.settings.eta
+
+    @property
+    def k(self) -> int:
+        return self.rows.max_k
+
+    @cached_property
+    def f(self) -> tuple[float, float, float]:
+        """F of the unit, with an interval over document groups."""
+        held = self.rows.joint(self.eta, self.k).double()
+        groups = torch.as_tensor(self.subject.held_out.groups())[self.rows.index]
+        settings = self.subject.settings
+        interval = bootstrap_interval({"held": held}, groups, _mean, settings.bootstrap, settings.seed)
+        return float(held.mean()), interval.low, interval.high
+
+    @cached_property
+    def matched(self) -> MatchedNull | None:
+        """A random dictionary of the unit's fidelity; None where the unit's is not known."""
+        if self.representability is None:
+            return None
+        return fidelity_matched_null(self.subject, self.representability.r2)
+
+    @cached_property
+    def same_k(self) -> float:
+        """Share of certified codes of random directions at the unit's own numbers of atoms per row."""
+        return _same_k(self.subject, self.rows)
+
+    def section(self) -> Section:
+        value, low, high = self.f
+        basis = self.joint.basis_f(self.eta, self.k)
+        nulls = {"whitening basis": basis}
+        if self.matched is not None:
+            nulls["random, same fidelity"] = self.matched.f if self.matched.reached else 0.0
+        share = self.subject.settings.share
+        verdict, why = self._verdict(value, share, nulls)
+        claim = Claim(
+            name="atoms",
+            statement=(
+                f"At least {share:.0%} of held-out rows are rebuilt with a relative squared error of at most "
+                f"{self.eta:g} by at most {self.k} atoms, in a code that is provably the only one of least l1 norm."
+            ),
+            verdict=verdict,
+            why=why,
+            source="Towards Atoms, representability, sparsity and uniqueness held together; Fuchs 2004",
+            computed_on=f"{len(self.rows.k):,} held-out rows",
+            value=value,
+            threshold=share,
+            inputs={"eta": self.eta, "k": float(self.k)},
+            nulls=nulls,
+        )
+        numbers = {
+            "f": value,
+            "f_low": low,
+            "f_high": high,
+            "eta": self.eta,
+            "k": float(self.k),
+            "f_basis": basis,
+            "certified": float(self.rows.certified.double().mean()),
+            "certified_same_k": self.same_k,
+        }
+        notes = []
+        if self.matched is None:
+            notes.append("The random dictionary of the same fidelity needs representability, which is not there.")
+        else:
+            numbers |= {"r2_matched": self.matched.r2, "k_matched": float("nan"), "f_matched": float("nan")}
+            if self.matched.reached:
+                numbers |= {"k_matched": float(self.matched.k), "f_matched": self.matched.f}
+            else:
+                notes.append(
+                    f"A random dictionary of this size cannot reach the unit's R²: with {self.matched.k} atoms per row "
+                    f"it has {self.matched.r2:.3f}."
+                )
+        return Section(JointClaim.name, JointClaim.title, numbers, (claim,), notes=tuple(notes))
+
+    def _verdict(self, value: float, share: float, nulls: Mapping[str, float]) -> tuple[Verdict, str]:
+        if value < share:
+            return Verdict.NOT_GUARANTEED, f"F = {value:.3f}, below {share:g}"
+        earned = {name: null for name, null in nulls.items() if null >= share}
+        if earned:
+            said = ", ".join(f"{name}: {null:.3f}" for name, null in earned.items())
+            return Verdict.VACUOUS, f"F = {value:.3f}, but a control earns {share:g} too ({said})"
+        said = ", ".join(f"{name}: {null:.3f}" for name, null in nulls.items())
+        return Verdict.GUARANTEED, f"F = {value:.3f}, at least {share:g}; controls do not ({said})"
+
+
+def _mean(columns: Mapping[str, Tensor]) -> Tensor:
+    return columns["held"]
+
+
+def _same_k(subject: Subject, rows: RowCertificates) -> float:
+    generator = torch.Generator().manual_seed(subject.settings.seed)
+    count = min(SAME_K_ROWS, len(rows.k))
+    sizes = rows.k[torch.randperm(len(rows.k), generator=generator)[:count]].clamp_max(rows.max_k)
+    widest = int(sizes.max()) if count else 0
+    if widest == 0:
+        return float("nan")
+    directions = unit_rows(torch.randn(subject.num_atoms, subject.width, generator=generator, dtype=torch.float64))
+    keys = torch.rand(count, subject.num_atoms, generator=generator)
+    support = keys.topk(min(widest, subject.num_atoms), 1).indices
+    signs = torch.ones(support.shape, dtype=torch.float64)
+    if not rows.one_sided:
+        signs = torch.randint(2, support.shape, generator=generator, dtype=torch.float64) * 2 - 1
+    coefficients = signs * (torch.arange(support.shape[1]) < sizes[:, None])
+    margins = recovery_margins(directions, support, coefficients, memory_mib=subject.settings.memory_mib)
+    margin = margins.one_sided if rows.one_sided else margins.fuchs
+    return float((margin < CERTIFIED).double().mean())

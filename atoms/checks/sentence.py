@@ -1,0 +1,50 @@
+"""A certificate in words: what may be claimed, and what may not."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from atoms.checks.claim import Claim, Section, Verdict
+
+
+def sentence(sections: Sequence[Section]) -> str:
+    """Say what may be claimed of a unit.
+
+    Args:
+        sections: All sections there are.
+
+    Returns:
+        A few plain sentences; empty where the decisive claim could not be judged.
+    """
+    held = {section.name: section for section in sections}
+    if "joint" not in held:
+        return ""
+    claim, numbers = held["joint"].claims[0], held["joint"].numbers
+    share = f"{numbers['f']:.0%} of held-out rows ({numbers['f_low']:.0%} to {numbers['f_high']:.0%})"
+    what = (
+        f"are rebuilt within {numbers['eta']:.0%} squared error by at most {numbers['k']:.0f} atoms in a code that is "
+        "provably the only one of least l1 norm"
+    )
+    said = {
+        Verdict.GUARANTEED: f"It may be claimed that {share} {what}; no control earns this.",
+        Verdict.VACUOUS: f"{share.capitalize()} {what}, but nothing follows: {claim.why.partition(', but ')[2]}.",
+    }.get(claim.verdict, f"It may not be claimed that rows decompose uniquely into few atoms: only {share} {what}.")
+    return " ".join([said, *_besides({f"{name}.{each.name}": each for name in held for each in held[name].claims})])
+
+
+def _besides(claims: dict[str, Claim]) -> list[str]:
+    said = []
+    memorised = claims.get("representability.memorisation")
+    if memorised is not None and memorised.verdict is Verdict.REFUTED:
+        said.append(f"It memorises its training rows ({memorised.why}).")
+    unique = claims.get("uniqueness.t3_median")
+    if unique is not None and unique.verdict is Verdict.GUARANTEED:
+        said.append("Every code of the median number of atoms is unique, whatever its atoms.")
+    elif unique is not None:
+        said.append(f"Uniqueness of every sparse code is {unique.verdict} ({unique.why}).")
+    seeds = claims.get("stability.seed_stability")
+    if seeds is None:
+        said.append("Stability across seeds was not measured.")
+    else:
+        said.append(f"Stability across seeds: {seeds.why}.")
+    return said
