@@ -25,6 +25,10 @@ class CheckSettings:
     """Training rows to judge beside, for the memorisation gap; null for as many as held-out ones."""
     solved_rows: int = 128
     """Rows, spread over the held-out ones, on which optimisation problems are solved."""
+    certified_k: int = 128
+    """Rows of more atoms than this, and than may be, get no certificate: its cost grows with their square."""
+    null_rows: int = 2048
+    """Rows, spread over the held-out ones, that the fidelity-matched null is coded on."""
     bootstrap: int = 200
     """Resamplings of document groups behind every interval."""
     batch_rows: int = 1024
@@ -41,7 +45,7 @@ class CheckSettings:
         for name in ("eta", "share"):
             if not 0 < getattr(self, name) <= 1:
                 raise AtomsError(f"checks.{name} is {getattr(self, name)}: give a number above 0 and at most 1")
-        for name in ("max_k", "rows", "train_rows", "batch_rows", "memory_mib", "solved_rows", "bootstrap"):
+        for name in ("max_k", "rows", "train_rows", "batch_rows", "memory_mib", "solved_rows", "bootstrap", "certified_k", "null_rows"):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise AtomsError(f"checks.{name} is {value}: give at least 1")
