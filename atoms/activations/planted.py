@@ -9,6 +9,7 @@ import torch
 from safetensors.torch import load, save
 from torch import Tensor
 
+from atoms.activations.document_groups import GROUPS_FILE, DocumentGroups
 from atoms.activations.grid import Grid
 from atoms.activations.identity import digest_of
 from atoms.activations.location import Location, Where, locate
@@ -134,6 +135,7 @@ def plant(spec: PlantedSpec, path: Where) -> None:
         moments.finish()
         moments.pool()
         writer.write_file(PLANTED_FILE, save({"atoms": spec.truth()[0].contiguous()}))
+        writer.write_file(GROUPS_FILE, DocumentGroups.alone().to_bytes())
         moments.sweep()
         writer.finalise()
 

@@ -21,6 +21,8 @@ class CheckSettings:
     """Training rows to judge beside, for the memorisation gap; null for as many as held-out ones."""
     solved_rows: int = 128
     """Rows, spread over the held-out ones, on which optimisation problems are solved."""
+    refit_rows: int = 2048
+    """Rows of each split, spread over those judged, whose coefficients are solved for again on the atoms they have."""
     bootstrap: int = 200
     """Resamplings of document groups behind every interval."""
     batch_rows: int = 1024
