@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from atoms.activations.document_groups import GROUPS_FILE, DocumentGroups
 from atoms.activations.grid import Grid, Span
 from atoms.activations.location import Where
 from atoms.activations.lock import StoreLock
@@ -90,7 +91,7 @@ def write_rows(
                 meter.advance(span.rows)
         moments.finish()
         moments.pool()
-        for name, content in (files or {}).items():
+        for name, content in {GROUPS_FILE: DocumentGroups.alone().to_bytes(), **(files or {})}.items():
             writer.write_file(name, content)
         moments.sweep()
         writer.finalise()
