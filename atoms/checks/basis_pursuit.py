@@ -142,9 +142,7 @@ def _dense(path: _Path, num_atoms: int) -> Tensor:
     return codes.scatter_add_(1, path.support, path.coefficients)  # beyond the support coefficients are zero
 
 
-def _start(
-    rows: Tensor, radius: Tensor, level: Tensor, first: Tensor, directions: Tensor, moving: Tensor
-) -> _Path:
+def _start(rows: Tensor, radius: Tensor, level: Tensor, first: Tensor, directions: Tensor, moving: Tensor) -> _Path:
     """Rows with their first atom, whose coefficient is still zero."""
     row = moving.nonzero().squeeze(1)
     room = min(16, len(directions), directions.shape[1])
@@ -167,9 +165,7 @@ def _start(
     return path
 
 
-def _step(
-    path: _Path, directions: Tensor, costs: Tensor, non_negative: bool, limit: int
-) -> tuple[Tensor, Tensor]:
+def _step(path: _Path, directions: Tensor, costs: Tensor, non_negative: bool, limit: int) -> tuple[Tensor, Tensor]:
     """Move every row to where its support changes next. Return which have arrived, and their dual vectors."""
     here = torch.arange(len(path.row), device=path.row.device)
     weights = path.signs * costs[path.support]

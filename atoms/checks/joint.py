@@ -7,18 +7,18 @@ with nothing to it earns it as well.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import cached_property
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from atoms.checks.bootstrap import bootstrap_interval
+from atoms.checks.bootstrap import Interval, bootstrap_interval
 from atoms.checks.check import Check, Subject
 from atoms.checks.claim import Claim, Section, Verdict
-from atoms.checks.matched_null import MatchedNull, fidelity_matched_null
+from atoms.checks.matched_null import MatchedNull
 from atoms.checks.recovery_margins import CERTIFIED, recovery_margins
 from atoms.checks.row_certificates import RowCertificates
 from atoms.errors import AtomsError
@@ -67,111 +67,96 @@ class JointClaim(Check):
         """Hold F against its controls."""
         if "rows" not in found:
             raise AtomsError("the joint claim rests on the row certificates, which could not be made")
-        return _Judgement(self.subject, found["rows"], found["joint"], found.get("representability")).section()
+        return _Judgement(self.subject, found["rows"], found["joint"], found.get("matched_null")).section()
 
 
 @dataclass(frozen=True, eq=False)
 class _Judgement:
+    """The unit's F beside what its controls earn."""
+
     subject: Subject
     rows: RowCertificates
     joint: JointFindings
-    representability: Any
+    matched: MatchedNull | None
 
-    @property
-    def eta(self) -> float:
-        return self.subject.settings.eta
-
-    @property
-    def k(self) -> int:
-        return self.rows.max_k
-
-    @cached_property
-    def f(self) -> tuple[float, float, float]:
-        """F of the unit, with an interval over document groups."""
-        held = self.rows.joint(self.eta, self.k).double()
-        groups = torch.as_tensor(self.subject.held_out.groups())[self.rows.index]
-        settings = self.subject.settings
-        interval = bootstrap_interval({"held": held}, groups, _mean, settings.bootstrap, settings.seed)
-        return float(held.mean()), interval.low, interval.high
-
-    @cached_property
-    def matched(self) -> MatchedNull | None:
-        """A random dictionary of the unit's fidelity; None where the unit's is not known."""
-        if self.representability is None:
-            return None
-        return fidelity_matched_null(self.subject, self.representability.r2)
-
-    @cached_property
-    def same_k(self) -> float:
-        """Share of certified codes of random directions at the unit's own numbers of atoms per row."""
-        return _same_k(self.subject, self.rows)
+    def _interval(self, eta: float, k: int) -> Interval:
+        """F of the unit, with an interval over groups of documents."""
+        groups = self.subject.held_out.groups()[self.rows.index.numpy()]
+        return bootstrap_interval(
+            {"held": self.rows.holds(eta, k)},
+            groups,
+            lambda sums: sums["held"] / sums["rows"],
+            resamples=self.subject.settings.bootstrap,
+            seed=self.subject.settings.seed,
+        )
 
     def section(self) -> Section:
-        value, low, high = self.f
-        basis = self.joint.basis_f(self.eta, self.k)
-        nulls = {"whitening basis": basis}
-        if self.matched is not None:
-            nulls["random, same fidelity"] = self.matched.f if self.matched.reached else 0.0
-        share = self.subject.settings.share
-        verdict, why = self._verdict(value, share, nulls)
+        """Numbers, the claim and its verdict."""
+        eta, share, k = self.subject.settings.eta, self.subject.settings.share, self.rows.headline_k
+        numbers = {"eta": eta, "share": share, "k": math.nan if k is None else float(k)}
+        numbers |= {"certified": float(self.rows.certified.double().mean())}
+        numbers |= {"certified_same_k": _same_k(self.subject, self.rows)}
+        nulls: dict[str, float] = {}
+        notes = []
+        if self.matched is None:
+            notes.append("The random dictionary of the same fidelity was left out or failed: it does not decide here.")
+        else:
+            reached = self.matched.k is not None
+            nulls["random, same fidelity"] = self.matched.certificates.F(eta, self.matched.k) if self.matched.k else 0.0
+            numbers |= {
+                "f_matched": nulls["random, same fidelity"] if reached else math.nan,
+                "k_matched": float(self.matched.k) if self.matched.k else math.nan,
+                "r2_matched": self.matched.r2,
+            }
+            if not reached:
+                notes.append(
+                    f"{self.subject.num_atoms:,} random directions cannot reach the unit's R² of "
+                    f"{self.matched.unit_r2:.3f}: with {len(self.matched.curve)} atoms a row they have "
+                    f"{self.matched.r2:.3f}."
+                )
+        if k is None:
+            verdict, why, value = Verdict.NOT_APPLICABLE, "there is no K to ask at: give checks.max_k", None
+        else:
+            f = self._interval(eta, k)
+            nulls["whitening basis"] = self.joint.basis_f(eta, k)
+            numbers |= {"f": f.value, "f_low": f.low, "f_high": f.high, "f_basis": nulls["whitening basis"]}
+            value = f.value
+            verdict, why = _verdict(value, share, nulls)
         claim = Claim(
             name="atoms",
             statement=(
-                f"At least {share:.0%} of held-out rows are rebuilt with a relative squared error of at most "
-                f"{self.eta:g} by at most {self.k} atoms, in a code that is provably the only one of least l1 norm."
+                f"At least {share:.0%} of held-out rows are rebuilt with a relative squared error of at most {eta:g} by "
+                f"at most {k} atoms, in a code that is provably the only one of least l1 norm."
             ),
             verdict=verdict,
             why=why,
-            source="Towards Atoms, representability, sparsity and uniqueness held together; Fuchs 2004",
-            computed_on=f"{len(self.rows.k):,} held-out rows",
+            source="Towards Atoms: representability, sparsity and uniqueness on the same row; Fuchs 2004",
+            computed_on=f"{len(self.rows):,} held-out rows",
             value=value,
             threshold=share,
-            inputs={"eta": self.eta, "k": float(self.k)},
+            inputs={"eta": eta, "k": numbers["k"]},
             nulls=nulls,
         )
-        numbers = {
-            "f": value,
-            "f_low": low,
-            "f_high": high,
-            "eta": self.eta,
-            "k": float(self.k),
-            "f_basis": basis,
-            "certified": float(self.rows.certified.double().mean()),
-            "certified_same_k": self.same_k,
-        }
-        notes = []
-        if self.matched is None:
-            notes.append("The random dictionary of the same fidelity needs representability, which is not there.")
-        else:
-            numbers |= {"r2_matched": self.matched.r2, "k_matched": float("nan"), "f_matched": float("nan")}
-            if self.matched.reached:
-                numbers |= {"k_matched": float(self.matched.k), "f_matched": self.matched.f}
-            else:
-                notes.append(
-                    f"A random dictionary of this size cannot reach the unit's R²: with {self.matched.k} atoms per row "
-                    f"it has {self.matched.r2:.3f}."
-                )
         return Section(JointClaim.name, JointClaim.title, numbers, (claim,), notes=tuple(notes))
 
-    def _verdict(self, value: float, share: float, nulls: Mapping[str, float]) -> tuple[Verdict, str]:
-        if value < share:
-            return Verdict.NOT_GUARANTEED, f"F = {value:.3f}, below {share:g}"
-        earned = {name: null for name, null in nulls.items() if null >= share}
-        if earned:
-            said = ", ".join(f"{name}: {null:.3f}" for name, null in earned.items())
-            return Verdict.VACUOUS, f"F = {value:.3f}, but a control earns {share:g} too ({said})"
-        said = ", ".join(f"{name}: {null:.3f}" for name, null in nulls.items())
-        return Verdict.GUARANTEED, f"F = {value:.3f}, at least {share:g}; controls do not ({said})"
 
-
-def _mean(columns: Mapping[str, Tensor]) -> Tensor:
-    return columns["held"]
+def _verdict(value: float, share: float, nulls: Mapping[str, float]) -> tuple[Verdict, str]:
+    if value < share:
+        return Verdict.NOT_GUARANTEED, f"F = {value:.3f}, below {share:g}"
+    earned = {name: null for name, null in nulls.items() if null >= share}
+    if earned:
+        said = ", ".join(f"{name}: {null:.3f}" for name, null in earned.items())
+        return Verdict.VACUOUS, f"F = {value:.3f}, but a control earns {share:g} too ({said})"
+    said = ", ".join(f"{name}: {null:.3f}" for name, null in nulls.items())
+    return Verdict.GUARANTEED, f"F = {value:.3f}, at least {share:g}; controls do not ({said})"
 
 
 def _same_k(subject: Subject, rows: RowCertificates) -> float:
     generator = torch.Generator().manual_seed(subject.settings.seed)
     count = min(SAME_K_ROWS, len(rows.k))
-    sizes = rows.k[torch.randperm(len(rows.k), generator=generator)[:count]].clamp_max(rows.max_k)
+    sizes = rows.k[torch.randperm(len(rows.k), generator=generator)[:count]].clamp_max(
+        (rows.headline_k or subject.width // 2)
+    )
     widest = int(sizes.max()) if count else 0
     if widest == 0:
         return float("nan")

@@ -124,7 +124,9 @@ class L1Check(Check):
         judged = judged_codes(batch.codes, self.subject)
         lines = lines[judged.used[lines] > 0]
         target = self.subject.geometry.whiten((batch.rows - self.subject.unit.centre)[lines].double())
-        self._sample.append((batch.index.to(lines.device)[lines], target, judged.support[lines], judged.coefficients[lines]))
+        self._sample.append(
+            (batch.index.to(lines.device)[lines], target, judged.support[lines], judged.coefficients[lines])
+        )
 
     def compute(self) -> Solved:
         """Solve; ranks solve the rows they saw.
@@ -179,7 +181,9 @@ class L1Check(Check):
             else "Solved with coefficients of both signs."
         ]
         if missed := int((certified & ~solved.recovered).sum()):
-            notes.append(f"{missed} certified rows were not recovered: this contradicts the theorem, report it as a bug.")
+            notes.append(
+                f"{missed} certified rows were not recovered: this contradicts the theorem, report it as a bug."
+            )
         if unsolved := int((~solved.solved).sum()):
             notes.append(f"{unsolved} exact problems have a duality gap above {_SOLVED:g}: nothing follows from those.")
         levels = sparsity_levels(self.subject, found)
@@ -252,9 +256,7 @@ def solve(
     }
 
 
-def coherence_claim(
-    name: str, subject: Subject, found: Mapping[str, Any], levels: SparsityLevels, level: str
-) -> Claim:
+def coherence_claim(name: str, subject: Subject, found: Mapping[str, Any], levels: SparsityLevels, level: str) -> Claim:
     """One of the named conditions, at the sparsity of some share of the rows."""
     predicate = PREDICATES[name]
     statement = "Basis pursuit recovers every code of at most K atoms from the row they give"

@@ -159,4 +159,3 @@ def _gram_blocks(rows: Tensor, sizes: Tensor, num_atoms: int, memory_mib: int) -
 def _rows_that_fit(entries: int, memory_mib: int) -> int:
     """Rows of a block with so many float64 per row."""
     return max(1, (min(memory_mib, _CACHED_MIB) << 20) // (8 * max(1, entries)))
-
