@@ -98,7 +98,7 @@ class MatchedNullCheck(Check):
         count = self.subject.num_atoms
         if null.k is None:
             note = (
-                f"{count:,} random directions cannot reach the unit's R² of {null.unit_r2:.3f} with H/2 = {tried} atoms "
+                f"{count:,} random directions miss the unit's R² of {null.unit_r2:.3f} even with H/2 = {tried} atoms "
                 f"a row: the best is {null.r2:.3f}."
             )
         else:
@@ -137,11 +137,11 @@ def matched_null(subject: Subject, index: Tensor, rows: Tensor, rebuilt: Tensor)
     first = not (dist.is_available() and dist.is_initialized() and dist.get_rank())
     while True:
         k = min(k, top)
-        blocks, missing = [], rows.new_zeros(k, dtype=torch.float64)
+        supports, missing = [], back.new_zeros(k)
         with Meter(f"matched null, {k} atoms", len(rows), unit="rows", enabled=first) as meter:
             for some in whitened.split(_BLOCK):
-                blocks.append(_Prefixes.of(some, directions, k))
-                missing += blocks[-1].missing(some, back)
+                supports.append(orthogonal_matching_pursuit(some, directions, k).support)
+                missing += _missing(some, directions, supports[-1], back)
                 meter.advance(len(some))
         curve = 1 - missing / spread
         reached = (curve >= unit_r2).nonzero().squeeze(1)
@@ -149,75 +149,57 @@ def matched_null(subject: Subject, index: Tensor, rows: Tensor, rebuilt: Tensor)
             break
         k *= 2
     own_k = int(reached[0]) + 1 if len(reached) else k
-    found = _certificates(subject, index, rows, directions, blocks, own_k)
-    r2 = curve[own_k - 1].item() if len(reached) else curve.max().item()
-    return MatchedNull(own_k if len(reached) else None, unit_r2, r2, curve[:own_k].cpu(), found)
+    support = torch.cat(supports)[:, :own_k]
+    return MatchedNull(
+        k=own_k if len(reached) else None,
+        unit_r2=unit_r2,
+        r2=curve[own_k - 1].item() if len(reached) else curve.max().item(),
+        curve=curve[:own_k].cpu(),
+        certificates=_certificates(subject, index, rows, whitened, directions, support),
+    )
 
 
-@dataclass(frozen=True, eq=False)
-class _Prefixes:
-    """Supports of B rows in order of choice, with what gives the least-squares code on the first k for every k.
+def _orthonormal(directions: Tensor, support: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Atoms of supports (B, K), -1 for none; the same made orthonormal in their order; atoms = factor @ those."""
+    inside = (support >= 0).to(directions.dtype)
+    atoms = directions[support.clamp_min(0)] * inside[..., None]
+    factor = torch.linalg.cholesky(atoms @ atoms.mT + torch.diag_embed(1 - inside))
+    return atoms, torch.linalg.solve_triangular(factor, atoms, upper=False), factor
 
-    Attributes:
-        support: (B, K) int64, -1 where a row had stopped.
-        basis: The atoms made orthonormal in that order, (B, K, H); zeros where there is none.
-        along: The row along each of them, (B, K).
-        factor: Lower Cholesky factor of the atoms' Gram matrix, (B, K, K).
-    """
 
-    support: Tensor
-    basis: Tensor
-    along: Tensor
-    factor: Tensor
-
-    @classmethod
-    def of(cls, rows: Tensor, directions: Tensor, k: int) -> _Prefixes:
-        """Pursue whitened rows (B, H) with up to k atoms."""
-        support = orthogonal_matching_pursuit(rows, directions, k).support
-        inside = (support >= 0).to(rows.dtype)
-        atoms = directions[support.clamp_min(0)] * inside[..., None]
-        factor = torch.linalg.cholesky(atoms @ atoms.mT + torch.diag_embed(1 - inside))
-        basis = torch.linalg.solve_triangular(factor, atoms, upper=False)
-        return cls(support, basis, (basis @ rows[..., None]).squeeze(2), factor)
-
-    def missing(self, rows: Tensor, back: Tensor) -> Tensor:
-        """Squared raw norm of what the first 1, 2, … atoms leave of whitened rows (B, H), summed over them, (K,)."""
-        parts = (self.along[..., None] * self.basis) @ back
-        left = (rows @ back)[:, None] - parts.cumsum(1)
-        return left.square().sum((0, 2))
-
-    def code(self, k: int) -> tuple[Tensor, Tensor]:
-        """Atoms and least-squares coefficients on the first k, (B, k) each."""
-        factor = self.factor[:, :k, :k]
-        coefficients = torch.linalg.solve_triangular(factor.mT, self.along[:, :k, None], upper=True).squeeze(2)
-        return self.support[:, :k].clamp_min(0), coefficients * (self.support[:, :k] >= 0)
+def _missing(rows: Tensor, directions: Tensor, support: Tensor, back: Tensor) -> Tensor:
+    """Squared raw norm of what least squares on the first 1, 2, … atoms leaves of whitened rows, summed over rows."""
+    _, basis, _ = _orthonormal(directions, support)
+    parts = ((basis @ rows[..., None]) * basis) @ back
+    return ((rows @ back)[:, None] - parts.cumsum(1)).square().sum((0, 2))
 
 
 def _certificates(
-    subject: Subject, index: Tensor, rows: Tensor, directions: Tensor, blocks: list[_Prefixes], k: int
+    subject: Subject, index: Tensor, rows: Tensor, whitened: Tensor, directions: Tensor, support: Tensor
 ) -> RowCertificates:
-    """Row certificates of the null's codes on the first k atoms."""
-    support, coefficients = (torch.cat(parts) for parts in zip(*(block.code(k) for block in blocks), strict=True))
-    margins = recovery_margins(directions, support, coefficients, memory_mib=subject.settings.memory_mib // 4)
-    dense = coefficients.new_zeros(len(rows), len(directions)).scatter_add_(1, support, coefficients)
+    """Row certificates of the least-squares codes on supports (N, K)."""
+    coefficients = whitened.new_zeros(support.shape)
+    rebuilt = torch.empty_like(whitened)
+    for start in range(0, len(rows), _BLOCK):
+        some = slice(start, start + _BLOCK)
+        atoms, basis, factor = _orthonormal(directions, support[some])
+        along = basis @ whitened[some, :, None]
+        solution = torch.linalg.solve_triangular(factor.mT, along, upper=True).squeeze(2)
+        coefficients[some] = solution * (support[some] >= 0)
+        rebuilt[some] = (coefficients[some, None] @ atoms).squeeze(1)
     mean = subject.train.moments.mean.to(rows.device)
-    rebuilt = subject.geometry.unwhiten(dense @ directions) + mean
-    error, error_aip = relative_errors(subject, rows, rebuilt, mean)
+    error, error_aip = relative_errors(subject, rows, subject.geometry.unwhiten(rebuilt) + mean, mean)
+    margins = recovery_margins(
+        directions, support.clamp_min(0), coefficients, memory_mib=subject.settings.memory_mib // 4
+    )
     used = (coefficients != 0).sum(1)
     nowhere = torch.zeros(len(rows), dtype=torch.bool)
+    columns = {"k": used, "used": used, "error": error, "error_aip": error_aip}
+    columns |= {"fuchs": margins.fuchs, "fuchs_one_sided": margins.one_sided, "erc": margins.erc}
+    columns |= {"singular": margins.singular, "smallest": margins.smallest, "cut": nowhere, "left_out": nowhere}
     return RowCertificates(
         index=index,
-        k=used.cpu(),
-        used=used.cpu(),
-        error=error.cpu(),
-        error_aip=error_aip.cpu(),
-        fuchs=margins.fuchs.cpu(),
-        fuchs_one_sided=margins.one_sided.cpu(),
-        erc=margins.erc.cpu(),
-        singular=margins.singular.cpu(),
-        smallest=margins.smallest.cpu(),
-        cut=nowhere,
-        left_out=nowhere,
+        **{name: column.cpu() for name, column in columns.items()},
         one_sided=False,
-        headline_k=k,
+        headline_k=support.shape[1],
     )

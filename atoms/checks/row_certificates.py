@@ -206,7 +206,9 @@ class RowCertificatesCheck(Check):
             )
         if left := int(rows.left_out.sum()):
             most = max(self.subject.settings.certified_k, self.subject.max_k or 0)
-            notes.append(f"{left:,} rows have too many atoms to be judged (more than {most}, or dense without a max_k).")
+            notes.append(
+                f"{left:,} rows have too many atoms to be judged (more than {most}, or dense without a max_k)."
+            )
         if empty := int((rows.k == 0).sum()):
             notes.append(f"{empty:,} rows have no atom at all: their code is unique, whatever their error.")
         return notes

@@ -45,7 +45,17 @@ class CheckSettings:
         for name in ("eta", "share"):
             if not 0 < getattr(self, name) <= 1:
                 raise AtomsError(f"checks.{name} is {getattr(self, name)}: give a number above 0 and at most 1")
-        for name in ("max_k", "rows", "train_rows", "batch_rows", "memory_mib", "solved_rows", "bootstrap", "certified_k", "null_rows"):
+        for name in (
+            "max_k",
+            "rows",
+            "train_rows",
+            "batch_rows",
+            "memory_mib",
+            "solved_rows",
+            "bootstrap",
+            "certified_k",
+            "null_rows",
+        ):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise AtomsError(f"checks.{name} is {value}: give at least 1")
