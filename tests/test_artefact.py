@@ -1,3 +1,4 @@
+import hashlib
 import json
 from pathlib import Path
 
@@ -17,9 +18,9 @@ def activations(rows: int = 2000, width: int = 16) -> Tensor:
     return torch.randn(rows, width, generator=generator) @ mixing + 500 * torch.randn(width, generator=generator)
 
 
-def make(encoder: str = "aligned", power: float = 0.5) -> ThresholdSAE:
+def make(encoder: str = "aligned", power: float = 0.5, **options: object) -> ThresholdSAE:
     geometry = AtomicInnerProduct.from_moments(Moments.from_rows(activations().double()))
-    sae = ThresholdSAE(16, 40, geometry=geometry, power=power, encoder=encoder, seed=3)  # type: ignore[arg-type]
+    sae = ThresholdSAE(16, 40, geometry=geometry, power=power, encoder=encoder, seed=3, **options)  # type: ignore[arg-type]
     generator = torch.Generator().manual_seed(1)
     with torch.no_grad():
         for parameter in sae.parameters():
@@ -60,6 +61,33 @@ def test_round_trip_is_bit_exact(tmp_path: Path, encoder: str) -> None:
     assert torch.equal(sae(x), loaded(x))
     assert read_description(tmp_path / "deep" / "sae")["metadata"] == {"site": "block-3"}
     assert sorted(path.name for path in (tmp_path / "deep" / "sae").iterdir()) == [DESCRIPTION, WEIGHTS]
+
+
+@pytest.mark.parametrize(("activation", "k"), [("relu", None), ("topk", 5), ("batch_topk", None)])
+def test_every_activation_is_kept(tmp_path: Path, activation: str, k: int | None) -> None:
+    x, sae = activations(), make(activation=activation, k=k)
+    sae.save(tmp_path)
+    loaded = ThresholdSAE.load(tmp_path)
+    assert (loaded.activation, loaded.k) == (activation, k)
+    assert not loaded.threshold.requires_grad
+    assert torch.equal(sae.encode(x), loaded.encode(x))
+    assert torch.equal(sae.encode(x), sae.encode_sparse(x).to_dense())
+    plain = sae.fold().encode(x)
+    torch.testing.assert_close(plain.sum(1), sae.encode(x).sum(1), rtol=1e-2, atol=0.1)  # supports may differ at a tie
+    if k is not None:
+        assert ((plain > 0).sum(1) == k).all()
+
+
+def test_an_artefact_of_the_first_format_is_a_threshold(tmp_path: Path) -> None:
+    sae = make()
+    sae.save(tmp_path)
+    description = read_description(tmp_path)
+    old = {key: value for key, value in description.items() if key not in ("activation", "k")} | {"format_version": 1}
+    digest = hashlib.sha256(json.dumps(old, sort_keys=True).encode()).hexdigest()
+    (tmp_path / DESCRIPTION).write_text(json.dumps(old | {"sha256": digest}))
+    loaded = ThresholdSAE.load(tmp_path)
+    assert (loaded.activation, loaded.k) == ("threshold", None)
+    assert torch.equal(loaded.encode(activations()), sae.encode(activations()))
 
 
 def test_saving_again_replaces(tmp_path: Path) -> None:

@@ -58,18 +58,6 @@ def test_scale_and_sign_of_atoms_change_nothing(seed, exponent):
     assert (plain.maximum, plain.rms) == (scaled.maximum, scaled.rms)
 
 
-@pytest.mark.parametrize("kind", ["gaussian", "duplicates", "shifted"])
-def test_in_its_own_inner_product_any_dictionary_has_the_welch_rms(kind):
-    width, count = 128, 512
-    atoms = normal(2, count, width)
-    if kind == "duplicates":
-        atoms[256:384] = 0.8 * atoms[:128] + 0.6 * normal(3, 128, width)
-    if kind == "shifted":
-        atoms += 2 * normal(4, width)
-    found = coherence(atoms, aip=AtomicInnerProduct.from_atoms(atoms))
-    assert found.rms == pytest.approx(welch(width, count), rel=3e-3)
-
-
 def test_atoms_of_zero_norm_belong_to_no_pair():
     atoms = normal(5, 12, 6)
     padded = torch.cat([torch.zeros(1, 6), atoms[:7], torch.zeros(2, 6), atoms[7:]])

@@ -315,7 +315,7 @@ PLANTED = {"width": 16, "atoms": 24, "rows": 4000}
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 0), (signal.SIGINT, 130)])
 def test_harvest_stops_at_once_and_goes_on_to_the_same_bits(number, code, strike, capsys, tmp_path, monkeypatch):
-    monkeypatch.setattr("atoms.activations.planted.BLOCK_BYTES", 2**14)
+    monkeypatch.setattr("atoms.activations.synthetic.BLOCK_BYTES", 2**14)
     words = ["cache", *(f"--data.planted.{name}={value}" for name, value in PLANTED.items())]
     main([*words, "--data.store=whole"])
     with monkeypatch.context():

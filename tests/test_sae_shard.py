@@ -1,16 +1,13 @@
-"""Atoms dealt to several processes train as in one. Threads stand for the processes: gloo does not mind."""
+"""Atoms dealt to several processes train as in one."""
 
 import copy
-import threading
-from collections.abc import Callable
-from datetime import timedelta
 from typing import Any
 
 import pytest
 import torch
-import torch.distributed as dist
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from threads import together
 from torch import Tensor
 
 from atoms.errors import AtomsError
@@ -18,27 +15,6 @@ from atoms.geometry import AtomicInnerProduct, Moments
 from atoms.sae import Control, FoldedSAE, Objective, Shard, ThresholdSAE, eager_step, parameter_groups
 
 WIDTH, ATOMS = 12, 41  # a prime: no shard is like the next
-
-
-def together(size: int, work: Callable[[Shard], Any]) -> list[Any]:
-    """Run ``work`` once per shard, all at a time, and return what each returned."""
-    store, results, failures = dist.HashStore(), [None] * size, []
-
-    def run(rank: int) -> None:
-        try:
-            group = dist.ProcessGroupGloo(store, rank, size, timedelta(seconds=30))  # type: ignore[attr-defined]
-            results[rank] = work(Shard(rank, size, group))
-        except BaseException as error:
-            failures.append(error)
-
-    threads = [threading.Thread(target=run, args=(rank,)) for rank in range(size)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    if failures:
-        raise failures[0]
-    return results
 
 
 def rows(count: int = 512) -> Tensor:

@@ -101,7 +101,7 @@ class TestCache:
 
     @pytest.fixture(autouse=True)
     def _small_blocks(self, monkeypatch):
-        monkeypatch.setattr("atoms.activations.planted.BLOCK_BYTES", 2**17)
+        monkeypatch.setattr("atoms.activations.synthetic.BLOCK_BYTES", 2**17)
 
     @pytest.fixture
     def words(self, disk):

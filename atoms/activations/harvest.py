@@ -18,6 +18,7 @@ from torch.utils.data import DataLoader, IterableDataset
 from transformers import PreTrainedTokenizerBase
 from transformers.utils import logging as transformers_logging
 
+from atoms.activations.document_groups import GROUPS_FILE, DocumentGroups
 from atoms.activations.grid import Grid, Span
 from atoms.activations.grouping import near_duplicate_groups
 from atoms.activations.harvest_spec import HarvestSpec
@@ -141,6 +142,7 @@ class HarvestModule(L.LightningModule):
         path: Where.
         pad_id: The tokenizer's padding id, if it has one.
         batch_tokens: Most tokens of one forward.
+        groups: Groups of near-duplicate documents, kept with the store.
         facts: What is noted in the finished store beside its identity.
     """
 
@@ -152,11 +154,12 @@ class HarvestModule(L.LightningModule):
         path: Location,
         pad_id: int | None,
         batch_tokens: int,
+        groups: DocumentGroups,
         facts: dict[str, Any],
     ) -> None:
         super().__init__()
         self.resolved, self.plan, self.spec, self.path = resolved, plan, spec, path
-        self.pad_id, self.batch_tokens, self.facts = pad_id, batch_tokens, facts
+        self.pad_id, self.batch_tokens, self.groups, self.facts = pad_id, batch_tokens, groups, facts
         self.running = ExitStack()
         """Hooks and progress bar while the model runs; whoever runs the trainer closes it, also after a failure."""
 
@@ -285,6 +288,7 @@ class HarvestModule(L.LightningModule):
         self.trainer.strategy.barrier("blocks written")
         if self.trainer.is_global_zero:
             self.moments.pool()
+            self.writer.write_file(GROUPS_FILE, self.groups.to_bytes())
             self.moments.sweep()
             seconds = round(time.monotonic() - self.started, 1)
             sealed = self.writer.finalise({**self.facts, "seconds": seconds})
@@ -394,7 +398,16 @@ def _prepare(settings: HarvestSpec, path: Location) -> HarvestModule:
         },
         "model_path": str(resolved.path),
     }
-    return HarvestModule(resolved, plan, spec, path, tokenizer.pad_token_id, settings.batch_tokens, facts)
+    return HarvestModule(
+        resolved,
+        plan,
+        spec,
+        path,
+        tokenizer.pad_token_id,
+        settings.batch_tokens,
+        DocumentGroups.from_labels(held, groups),
+        facts,
+    )
 
 
 def _check_causal(settings: HarvestSpec, tokenizer: PreTrainedTokenizerBase) -> None:

@@ -9,6 +9,7 @@ import difflib
 import fnmatch
 import hashlib
 import importlib.util
+import json
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from copy import deepcopy
@@ -20,7 +21,7 @@ import numpy as np
 import torch
 from huggingface_hub import HfApi, is_offline_mode
 from numpy.typing import NDArray
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from transformers import AutoConfig, AutoModel, AutoTokenizer, PretrainedConfig, PreTrainedModel
 from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 from transformers.utils.hub import cached_file
@@ -140,6 +141,34 @@ def load_model(resolved: ResolvedModel) -> PreTrainedModel:
             f"e.g. {missing[0]!r}, which would be random; name a complete checkpoint"
         )
     return _prepare(model)
+
+
+def read_tensors(resolved: ResolvedModel, names: Sequence[str]) -> dict[str, torch.Tensor]:
+    """Read single tensors of a checkpoint, and nothing else of it.
+
+    Args:
+        resolved: The model.
+        names: Parameters as the model without its head names them; a checkpoint may put its head's prefix before.
+
+    Returns:
+        Tensors by name, as stored, on the CPU; what the checkpoint does not hold under such a name is left out.
+
+    Raises:
+        AtomsError: If the weights cannot be read.
+    """
+    found = {}
+    try:
+        for file in _weight_files(resolved, names):
+            with safe_open(file, "pt") as weights:
+                for key in weights.keys():  # noqa: SIM118  # no mapping, only its keys
+                    for name in names:
+                        if key == name or key.endswith(f".{name}"):
+                            found[name] = weights.get_tensor(key)
+    except (OSError, SafetensorError) as error:
+        raise AtomsError(
+            f"data.harvest.model.name={resolved.path!r}: cannot read weights ({_first_line(error)})"
+        ) from error
+    return found
 
 
 def find_config(spec: ModelSpec) -> PretrainedConfig:
@@ -338,6 +367,20 @@ def _hub_commit(spec: ModelSpec) -> str:
         raise _not_found(spec, error) from error
     assert commit is not None  # only absent from listings
     return commit
+
+
+def _weight_files(resolved: ResolvedModel, names: Sequence[str]) -> list[Path]:
+    """Files that may hold some parameters: a folder's all, of a hub repository's only those its index names."""
+    if resolved.revision is None:
+        return sorted(Path(resolved.path).glob("*.safetensors"))
+    spec = ModelSpec(resolved.path, resolved.revision)
+    offline = is_offline_mode()
+    try:
+        index = _hub_file(spec, f"{_WEIGHTS}.index.json", resolved.revision, local_files_only=offline)
+    except AtomsError:  # small checkpoints are one file and have none
+        return [_hub_file(spec, _WEIGHTS, resolved.revision, local_files_only=offline)]
+    files = {file for key, file in json.loads(index.read_text())["weight_map"].items() if key.endswith(tuple(names))}
+    return [_hub_file(spec, file, resolved.revision, local_files_only=offline) for file in sorted(files)]
 
 
 def _config(spec: ModelSpec, folder: str) -> PretrainedConfig:

@@ -11,6 +11,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from atoms.activations.document_groups import GROUPS_FILE, DocumentGroups
 from atoms.activations.grid import Grid, Span
 from atoms.activations.harvest import announce
 from atoms.activations.identity import digest_of
@@ -341,6 +342,7 @@ def import_matrix(spec: MatrixSpec, path: Where) -> None:
                     f"note     {count:,} of {spec.rows:,} rows of {site} hold NaN or infinite values as {spec.storage}"
                 )
         facts = {"documents": deal.documents, "held_out_twins": twins.count, "not_finite": broken}
+        writer.write_file(GROUPS_FILE, DocumentGroups.alone().to_bytes())  # whatever is in one document is one group
         moments.sweep()
         writer.finalise({**facts, "seconds": round(time.monotonic() - started, 1)})
 

@@ -9,25 +9,20 @@ import torch
 from safetensors.torch import load, save
 from torch import Tensor
 
-from atoms.activations.grid import Grid
+from atoms.activations.grid import Span
 from atoms.activations.identity import digest_of
 from atoms.activations.location import Location, Where, locate
-from atoms.activations.lock import StoreLock
-from atoms.activations.moments_writer import MomentsWriter
-from atoms.activations.spec import StoreSpec
 from atoms.activations.store import ActivationStore
-from atoms.activations.writer import StoreWriter
+from atoms.activations.synthetic import SyntheticRows, write_rows
 from atoms.errors import AtomsError
-from atoms.progress import Meter
 
 SITE = "planted"
-BLOCK_BYTES = 64 * 2**20
 CODES_AT_ONCE = 2**22  # dense codes drawn at a time: a block of a large dictionary's would fill the memory
 PLANTED_FILE = "planted.safetensors"
 
 
 @dataclass
-class PlantedSpec:
+class PlantedSpec(SyntheticRows):
     """A synthetic store with a ground truth, to see whether training finds what is there.
 
     Rows are ``offset + codes @ atoms + noise``: unit atoms drawn isotropically, each of them in a row with the same
@@ -93,6 +88,10 @@ class PlantedSpec:
         directions /= np.linalg.norm(directions, axis=1, keepdims=True)
         return torch.from_numpy(directions[:-1]), torch.from_numpy(self.offset * directions[-1])
 
+    def blocks(self, span: Span) -> dict[str, Tensor]:
+        """Rows of one block of a store."""
+        return {SITE: self.draw(span.split, span.index, span.rows)}
+
     def draw(self, split: str, block: int, n_rows: int) -> Tensor:
         """Rows of one block, float32 ``(n_rows, H)``; a pure function of its arguments and the seed."""
         generator = np.random.default_rng([self.seed, 1, ("train", "val", "test").index(split), block])
@@ -112,30 +111,7 @@ def plant(spec: PlantedSpec, path: Where) -> None:
     Raises:
         AtomsError: If another process is writing it, or the disk refuses.
     """
-    splits = spec.split_rows()
-    grid = Grid.choose([4 * spec.width], splits, BLOCK_BYTES)
-    with StoreLock(path):
-        store = StoreSpec(spec.widths(), "float32", splits, grid, spec.seed, spec.identity)
-        writer = StoreWriter.open(path, store)
-        pending = writer.pending
-        moments = MomentsWriter(writer, store.spans, rank=0, world_size=1, device=torch.device("cpu"))
-        with Meter("plant", sum(span.rows for span in pending), "rows") as meter:
-            for span in pending:
-                none = np.full(span.rows, -1, np.int64)
-                writer.write_block(
-                    span,
-                    {SITE: spec.draw(span.split, span.index, span.rows)},
-                    token_id=none.astype(np.int32),
-                    doc_id=np.arange(span.start, span.stop),
-                    position=none.astype(np.int32),
-                )
-                moments.after(span)
-                meter.advance(span.rows)
-        moments.finish()
-        moments.pool()
-        writer.write_file(PLANTED_FILE, save({"atoms": spec.truth()[0].contiguous()}))
-        moments.sweep()
-        writer.finalise()
+    write_rows(spec, path, "plant", {PLANTED_FILE: save({"atoms": spec.truth()[0].contiguous()})})
 
 
 def load_truth(store: ActivationStore) -> Tensor | None:

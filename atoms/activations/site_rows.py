@@ -116,3 +116,29 @@ class SiteRows:
     def tokens(self) -> dict[str, NDArray[Any]]:
         """``token_id``, ``doc_id`` and ``position`` of every row of the split, those not used included."""
         return self.data.store.tokens(self.split)
+
+    def groups(self) -> NDArray[np.int64]:
+        """The group of near-duplicate documents of every row of the split, those not used included, (N,) int64.
+
+        Rows of one group are not independent. Where the store does not know groups, documents stand in for them:
+        `groups_note` then says so.
+        """
+        return self._groups
+
+    @cached_property
+    def _groups(self) -> NDArray[np.int64]:
+        found = self.data.store.groups(self.split)
+        return self.tokens()["doc_id"] if found is None else found
+
+    @property
+    def groups_note(self) -> str | None:
+        """One sentence where `groups` are not what they are called, else None."""
+        stand_in = self.data.store.provenance.get("stand_in_rows")
+        if stand_in is not None:
+            return f"Nothing says what a document is: each {stand_in:,} consecutive rows stand in for a group of them."
+        if not self.data.store.has_groups:
+            return (
+                "The store was made before groups of near-duplicate documents were recorded: documents stand in for "
+                "groups, and intervals may be too narrow."
+            )
+        return None

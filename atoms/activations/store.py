@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from atoms.activations.cache import ChunkCache
+from atoms.activations.document_groups import GROUPS_FILE, DocumentGroups
 from atoms.activations.grid import Grid
 from atoms.activations.location import Location, Where, locate
 from atoms.activations.lock import holder
@@ -244,6 +245,25 @@ class ActivationStore:
         """Return (N,) ``token_id`` int32, ``doc_id`` int64 and ``position`` int32 of a split's rows."""
         self._check(split, None)
         return {name: self._column(split, tokens_path(split, name)) for name in TOKENS}
+
+    @property
+    def has_groups(self) -> bool:
+        """Whether groups of near-duplicate documents were recorded."""
+        return GROUPS_FILE in self.sealed.files
+
+    def groups(self, split: str) -> NDArray[np.int64] | None:
+        """Return the group of near-duplicate documents of a split's rows, (N,) int64, -1 for a row of no document.
+
+        None if the store does not say: those made before groups were recorded do not.
+
+        Raises:
+            AtomsError: the groups are lost or damaged.
+        """
+        self._check(split, None)
+        data = self.read_file(GROUPS_FILE)
+        if data is None:
+            return None
+        return DocumentGroups.from_bytes(data).of(self._column(split, tokens_path(split, "doc_id")))
 
     def to_torch(self, rows: NDArray[Any]) -> Tensor:
         """View stored rows as a tensor of the store's dtype, without a copy."""

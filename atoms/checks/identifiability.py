@@ -1,4 +1,4 @@
-"""Whether a threshold on linear encoders finds which atoms a row is made of, as the theorem on threshold SAEs has it."""
+"""Whether a threshold on a linear encoder finds which atoms a row is made of, as the theorem on threshold SAEs says."""
 
 from __future__ import annotations
 
@@ -230,7 +230,7 @@ def _window_claims(
     if bool((own.low < 0).all()):
         verdict, why = (
             Verdict.NOT_APPLICABLE,
-            "every row has a negative coefficient: the theorem is about positive ones",
+            "every row has a negative coefficient: the theorem is about others",
         )
     elif numbers["coverage"] == 1:
         verdict = Verdict.GUARANTEED
@@ -315,7 +315,7 @@ def _numbers(own: Identifiability, low: Tensor, high: Tensor, tau: float, deploy
         "synthetic_separable": share(own.synthetic_off < own.synthetic_on),
         "synthetic_exact": share((own.synthetic_off < tau) & (tau <= own.synthetic_on)),
         "synthetic_deployed": share(own.synthetic_deployed) if deployed else missing,
-        "synthetic_amplitude_q50": own.synthetic_error.quantile(0.5).item(),
+        "synthetic_amplitude_q50": _median(own.synthetic_error),
         "synthetic_amplitude_max": own.synthetic_error.max().item(),
         "real_separable": share(own.real_off < own.real_on),
         "real_exact": share((own.real_off < tau) & (tau <= own.real_on)),
@@ -327,12 +327,12 @@ def _numbers(own: Identifiability, low: Tensor, high: Tensor, tau: float, deploy
     for name in ("synthetic_ls", "synthetic_nnls"):
         numbers[f"{name}_max"] = own.refits[name].max().item() if own.refits else missing
     for name in ("real_ls", "real_nnls", "error_unit", "error_ls", "error_nnls"):
-        numbers[f"{name}_q50"] = own.refits[name].quantile(0.5).item() if own.refits else missing
+        numbers[f"{name}_q50"] = _median(own.refits[name]) if own.refits else missing
     return numbers
 
 
 def _quantiles(own: Identifiability, low: Tensor, high: Tensor) -> dict[str, list[float] | list[str]]:
-    at = torch.arange(0, 101, dtype=torch.float64) / 100
+    at = np.arange(101) / 100
     columns = {
         "window_low": low,
         "window_high": high,
@@ -341,12 +341,12 @@ def _quantiles(own: Identifiability, low: Tensor, high: Tensor) -> dict[str, lis
         "real_off": own.real_off,
         "real_on": own.real_on,
     }
-    return {"q": at.tolist(), **{name: column.quantile(at).tolist() for name, column in columns.items()}}
+    return {"q": at.tolist(), **{name: np.quantile(column.numpy(), at).tolist() for name, column in columns.items()}}
 
 
 def _curves(own: Identifiability, low: Tensor, high: Tensor) -> dict[str, list[float] | list[str]]:
     """Share of rows whose support a threshold finds, by threshold: surely, on synthetic rows and on real ones."""
-    tau = torch.linspace(0, own.high.quantile(0.99).item(), 201, dtype=torch.float64)[1:]
+    tau = torch.linspace(0, float(np.quantile(own.high.numpy(), 0.99)), 201, dtype=torch.float64)[1:]
     columns: dict[str, list[float] | list[str]] = {"tau": tau.tolist()}
     for name, (start, stop) in {
         "guaranteed": (low, high),
@@ -355,6 +355,10 @@ def _curves(own: Identifiability, low: Tensor, high: Tensor) -> dict[str, list[f
     }.items():
         columns[name] = [((start < t) & (t < stop)).double().mean().item() for t in tau]
     return columns
+
+
+def _median(column: Tensor) -> float:
+    return float(np.median(column.numpy()))
 
 
 def _least(values: Tensor, owner: Tensor, size: int) -> Tensor:
@@ -389,7 +393,7 @@ def _refit(atoms: _Floats, codes: _Floats, row: _Floats) -> dict[str, float]:
     square = max(float(row @ row), np.finfo(np.float64).tiny)
     residual = row - codes @ atoms
     numbers["error_unit"] = float(residual @ residual) / square
-    basis, triangle = linalg.qr(atoms.T, mode="economic")
+    basis, triangle = np.linalg.qr(atoms.T)
     for name, solve in (("ls", _least_squares), ("nnls", _non_negative)):
         exact, real = solve(triangle, triangle @ codes), solve(triangle, row @ basis)
         numbers[f"synthetic_{name}"] = _relative(exact, codes)
@@ -400,11 +404,11 @@ def _refit(atoms: _Floats, codes: _Floats, row: _Floats) -> dict[str, float]:
 
 
 def _least_squares(matrix: _Floats, target: _Floats) -> _Floats:
-    return np.asarray(linalg.lstsq(matrix, target)[0])
+    return np.asarray(linalg.lstsq(matrix, target)[0], dtype=np.float64)
 
 
 def _non_negative(matrix: _Floats, target: _Floats) -> _Floats:
-    return np.asarray(optimize.nnls(matrix, target)[0])
+    return np.asarray(optimize.nnls(matrix, target)[0], dtype=np.float64)
 
 
 def _relative(found: _Floats, truth: _Floats) -> float:

@@ -114,7 +114,7 @@ class IsometryCheck(Check):
         sets = list(supports.values())
         random = [alive[torch.from_numpy(draw.choice(len(alive), len(s), replace=False, shuffle=False))] for s in sets]
         pairs = [(i, int(j)) for i, j in enumerate(partner) if i != j]
-        unions = [torch.cat([sets[i], sets[j]]).unique() for i, j in pairs]
+        unions = [torch.unique(torch.cat([sets[i], sets[j]])) for i, j in pairs]
         couples = torch.tensor([[int(rows[i]), int(rows[j])] for i, j in pairs], dtype=torch.int64).view(-1, 2)
         none = torch.empty(len(rows), 0, dtype=torch.int64)
         return Isometry(
@@ -202,7 +202,7 @@ def extremes(directions: Tensor, supports: Sequence[Tensor], rows: Tensor, memor
     for lines in (order[sizes[order] <= width], order[sizes[order] > width]):
         # Sorted by size, blocks are padded little; the last one's size holds for all.
         each = int(sizes[lines].max()) * (3 * width) * 8 if len(lines) else 1
-        for block in lines.split(max(1, min(256, memory_mib * 2**20 // (2 * each)))):
+        for block in torch.split(lines, max(1, min(256, memory_mib * 2**20 // (2 * each)))):
             low, high = _extremes(directions, [supports[int(chosen[line])] for line in block])
             lowest[block], highest[block] = low.cpu(), high.cpu()
     return Extremes(sizes, lowest, highest, rows)

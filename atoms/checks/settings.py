@@ -29,6 +29,8 @@ class CheckSettings:
     """Rows of more atoms than this, and than may be, get no certificate: its cost grows with their square."""
     null_rows: int = 2048
     """Rows, spread over the held-out ones, that the fidelity-matched null is coded on."""
+    refit_rows: int = 2048
+    """Rows of each split, spread over those judged, whose coefficients are solved for again on the atoms they have."""
     bootstrap: int = 200
     """Resamplings of document groups behind every interval."""
     batch_rows: int = 1024

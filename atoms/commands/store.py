@@ -7,6 +7,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from atoms.activations.document_groups import GROUPS_FILE
 from atoms.activations.location import Location, locate
 from atoms.activations.lock import holder
 from atoms.activations.manifest import NonFinite, committed, read_blocks, read_seal
@@ -25,6 +26,7 @@ usage: atoms store info PATH       what a store holds, and where it comes from
 PATH and DIR are directories or URLs: s3://, gs://, http(s):// (info and verify), file://
 """
 MIB = 2**20
+NO_GROUPS = "not recorded: documents stand in for groups; delete complete.json and run `atoms cache` to record them"
 
 
 def run(words: list[str]) -> None:
@@ -85,6 +87,8 @@ def info(place: Location) -> None:
             split, f"{rows:,}", *(f"{facts[name]:,}" if name in facts else "?" for name in ("documents", "groups"))
         )
     _show(table)
+    if sealed:
+        print(f"groups     {'recorded' if GROUPS_FILE in sealed.files else NO_GROUPS}")
     table = Table("site", box=None, pad_edge=False)
     for name in ("width", "moments", "infinite", "NaN", "rows left out"):
         table.add_column(name, justify="right")

@@ -10,15 +10,18 @@ from atoms.geometry.coherence import (
     welch_babel,
 )
 from atoms.geometry.inner_product import AtomicInnerProduct
+from atoms.geometry.matching import Matching, match
 from atoms.geometry.moments import Moments
 
 __all__ = [
     "AtomicInnerProduct",
     "Coherence",
+    "Matching",
     "Moments",
     "coherence",
     "directions",
     "largest_cosine",
+    "match",
     "rms_cosine",
     "welch",
     "welch_babel",

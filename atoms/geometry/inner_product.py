@@ -135,10 +135,20 @@ class AtomicInnerProduct:
         eigenvalues, eigenvectors = torch.linalg.eigh(matrix / unit)
         eigenvalues = eigenvalues.clamp_min(0)
         present = eigenvalues[eigenvalues > _null(eigenvalues)]
-        ridge_value = ridge * present.median().item()
+        ridge_value = _ridge_value(eigenvalues, ridge)
         if ridge == 0 and len(present) < len(mean):
             raise AtomsError(f"ridge is 0 but {name} has rank {len(present)} of {len(mean)}: set ridge to 1e-3")
         return cls(mean, eigenvalues * unit, eigenvectors.contiguous(), ridge_value * unit, kind)
+
+    def with_ridge(self, ridge: float) -> AtomicInnerProduct:
+        """Return the inner product of the same ``M`` with another ridge.
+
+        Args:
+            ridge: ``rho`` as a multiple of the median non-zero eigenvalue of ``M``, > 0.
+        """
+        return AtomicInnerProduct(
+            self.mean, self.eigenvalues, self.eigenvectors, _ridge_value(self.eigenvalues, ridge), self.kind
+        )
 
     @property
     def width(self) -> int:
@@ -333,6 +343,11 @@ def unit_rows(x: Tensor) -> Tensor:
     """Divide vectors (..., H) by their Euclidean norm; a zero vector stays zero."""
     norm = x.square().sum(-1, keepdim=True).sqrt()
     return x / norm.where(norm > 0, 1.0)
+
+
+def _ridge_value(eigenvalues: Tensor, ridge: float) -> float:
+    """The ridge in the unit of the eigenvalues (ascending)."""
+    return ridge * eigenvalues[eigenvalues > _null(eigenvalues)].median().item()
 
 
 def _null(eigenvalues: Tensor) -> Tensor:

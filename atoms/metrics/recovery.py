@@ -5,8 +5,9 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import torch
-from scipy.optimize import linear_sum_assignment
 from torch import Tensor
+
+from atoms.geometry import match
 
 # Two unit vectors this close are called the same direction, as is customary for planted dictionaries.
 RECOVERED_COSINE = 0.9
@@ -42,10 +43,7 @@ def planted_recovery(learned: Tensor, planted: Tensor) -> Recovery:
     """
     if learned.ndim != 2 or planted.ndim != 2 or learned.shape[1] != planted.shape[1] or not len(planted):
         raise ValueError(f"learned is {tuple(learned.shape)} and planted {tuple(planted.shape)}, not (A, H) and (T, H)")
-    cosines = (_directions(planted) @ _directions(learned).T).abs_().clamp_max_(1).cpu()
-    truth, partner = linear_sum_assignment(cosines.numpy(), maximize=True)
-    matched = torch.zeros(len(planted), dtype=torch.float64)
-    matched[truth] = cosines[truth, partner]
+    matched = match(_directions(planted), _directions(learned)).cosine.abs()
     return Recovery(matched, matched.mean().item(), (matched >= RECOVERED_COSINE).to(torch.float64).mean().item())
 
 

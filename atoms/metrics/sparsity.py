@@ -8,6 +8,7 @@ from torch.distributed import ProcessGroup
 from torchmetrics import Metric
 
 from atoms.sae.shard import Shard
+from atoms.sae.sparse_codes import SparseCodes
 
 _LARGEST = torch.iinfo(torch.int64).max
 _SMALLEST = torch.iinfo(torch.int64).min
@@ -50,7 +51,9 @@ def row_fingerprints(rows: Tensor) -> Tensor:
     return (bits * weights.to(rows.device)).sum(1)
 
 
-def _sparsity_update(codes: Tensor, rows: Tensor, atoms: int, shard: Shard) -> SparsityCounts:
+def _sparsity_update(codes: Tensor | SparseCodes, rows: Tensor, atoms: int, shard: Shard) -> SparsityCounts:
+    if isinstance(codes, SparseCodes):
+        return _by_entry(codes, rows, atoms, shard)
     held = shard.atoms(atoms)
     total, atoms = atoms, held.stop - held.start
     if codes.ndim != 2 or codes.shape[1] != atoms or rows.ndim != 2 or len(rows) != len(codes):
@@ -71,6 +74,23 @@ def _sparsity_update(codes: Tensor, rows: Tensor, atoms: int, shard: Shard) -> S
     return SparsityCounts(l0_histogram, firing_counts, lowest, highest)
 
 
+def _by_entry(codes: SparseCodes, rows: Tensor, atoms: int, shard: Shard) -> SparsityCounts:
+    if shard.size > 1:
+        raise ValueError("sparse codes are of all atoms: they cannot be those of a shard")
+    if codes.width != atoms or rows.ndim != 2 or len(rows) != len(codes):
+        raise ValueError(f"codes are ({len(codes)}, {codes.width}) and rows {tuple(rows.shape)}, not (B, {atoms})")
+    atom = codes.indices.long()
+    fingerprints = row_fingerprints(rows)[codes.rows]
+    lowest = torch.full((atoms,), _LARGEST, dtype=torch.int64, device=atom.device)
+    highest = torch.full_like(lowest, _SMALLEST)
+    return SparsityCounts(
+        torch.bincount(codes.l0, minlength=atoms + 1),
+        torch.bincount(atom, minlength=atoms),
+        lowest.scatter_reduce_(0, atom, fingerprints, "amin"),
+        highest.scatter_reduce_(0, atom, fingerprints, "amax"),
+    )
+
+
 def _sparsity_compute(counts: SparsityCounts) -> dict[str, Tensor]:
     rows = counts.l0_histogram.sum().to(torch.float64)
     atoms = len(counts.firing_counts)
@@ -84,11 +104,11 @@ def _sparsity_compute(counts: SparsityCounts) -> dict[str, Tensor]:
 
 
 @torch.no_grad()
-def sparsity_profile(codes: Tensor, rows: Tensor) -> dict[str, Tensor]:
+def sparsity_profile(codes: Tensor | SparseCodes, rows: Tensor) -> dict[str, Tensor]:
     """Score one set of codes; see :class:`SparsityProfile`.
 
     Args:
-        codes: Codes (B, A).
+        codes: Codes (B, A), dense or by row.
         rows: The activations (B, H) they encode.
 
     Returns:
@@ -97,7 +117,8 @@ def sparsity_profile(codes: Tensor, rows: Tensor) -> dict[str, Tensor]:
     Raises:
         ValueError: If the shapes disagree.
     """
-    return _sparsity_compute(_sparsity_update(codes, rows, codes.shape[-1], Shard()))
+    atoms = codes.width if isinstance(codes, SparseCodes) else codes.shape[-1]
+    return _sparsity_compute(_sparsity_update(codes, rows, atoms, Shard()))
 
 
 class SparsityProfile(Metric):
@@ -108,7 +129,7 @@ class SparsityProfile(Metric):
 
     As input to ``forward`` and ``update`` the metric accepts:
 
-    - ``codes`` (Tensor): codes, shape (B, A), B may be 0
+    - ``codes`` (Tensor or SparseCodes): codes, shape (B, A), B may be 0; by row they are never made dense
     - ``rows`` (Tensor): the activations they encode, shape (B, H)
 
     As output of ``forward`` and ``compute`` the metric returns a dictionary of 0-dim float64 tensors, NaN without rows:
@@ -153,7 +174,7 @@ class SparsityProfile(Metric):
         self.add_state("lowest", torch.full_like(zeros, _LARGEST), dist_reduce_fx="min")
         self.add_state("highest", torch.full_like(zeros, _SMALLEST), dist_reduce_fx="max")
 
-    def update(self, codes: Tensor, rows: Tensor) -> None:
+    def update(self, codes: Tensor | SparseCodes, rows: Tensor) -> None:
         """Add codes and the activations they encode."""
         counts = _sparsity_update(codes, rows, self.atoms, self.shard)
         # not in place: a state reset under inference mode could not be changed outside it

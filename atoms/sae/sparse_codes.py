@@ -33,6 +33,22 @@ class SparseCodes:
         return cls(offsets, indices.to(torch.int32), codes[rows, indices].float(), codes.shape[1])
 
     @classmethod
+    def from_support(cls, support: Tensor, coefficients: Tensor, width: int) -> SparseCodes:
+        """Codes of rows whose atoms are listed.
+
+        Args:
+            support: Atoms of each row, (B, k) int64 in any order; -1 for none.
+            coefficients: Theirs, (B, k); zeros are left out.
+            width: A.
+        """
+        atoms, order = support.sort(dim=1)
+        values = coefficients.gather(1, order).float()
+        kept = (atoms >= 0) & (values != 0)
+        offsets = torch.zeros(len(support) + 1, dtype=torch.int64, device=support.device)
+        torch.cumsum(kept.sum(1), 0, out=offsets[1:])
+        return cls(offsets, atoms[kept].to(torch.int32), values[kept], width)
+
+    @classmethod
     def concatenate(cls, parts: list[SparseCodes]) -> SparseCodes:
         """Stack the rows of several pieces over the same atoms."""
         shifts = torch.tensor([0, *(len(part.indices) for part in parts[:-1])]).cumsum(0)

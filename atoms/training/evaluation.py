@@ -7,6 +7,7 @@ from typing import Any
 
 import lightning as L
 from lightning.fabric.utilities.exceptions import MisconfigurationException
+from lightning.pytorch.callbacks import ProgressBar
 from rich.console import Console
 
 from atoms.activations.datamodule import ActivationDataModule
@@ -18,11 +19,12 @@ from atoms.training.outbox import short
 from atoms.training.summary import Summary, draw, summarise, table
 
 
-def silent_trainer(settings: dict[str, Any]) -> L.Trainer:
-    """A trainer that only runs loops: no logger, no checkpoints, no bar.
+def silent_trainer(settings: dict[str, Any], bar: ProgressBar | None = None) -> L.Trainer:
+    """A trainer that only runs loops: no logger, no checkpoints, and no bar unless it is given one.
 
     Args:
         settings: Where to run: accelerator, devices, strategy, num_nodes, precision.
+        bar: How far it is, for people.
 
     Raises:
         AtomsError: If there is no such place.
@@ -32,7 +34,8 @@ def silent_trainer(settings: dict[str, Any]) -> L.Trainer:
             **settings,
             logger=False,
             enable_checkpointing=False,
-            enable_progress_bar=False,
+            enable_progress_bar=bar is not None,
+            callbacks=[bar] if bar else [],
             enable_model_summary=False,
             use_distributed_sampler=False,
         )

@@ -10,10 +10,15 @@ from atoms.progress import Meter
 
 
 class FitProgress(ProgressBar):
-    """A `Meter` over the rows of the whole fit, and one line per validation."""
+    """A `Meter` over the rows of the whole fit, and one line per validation.
 
-    def __init__(self) -> None:
+    Args:
+        name: What the bar is called.
+    """
+
+    def __init__(self, name: str = "fit") -> None:
         super().__init__()
+        self._name = name
         self._meter: Meter | None = None
         self._enabled = True
 
@@ -27,7 +32,7 @@ class FitProgress(ProgressBar):
         self._rows = module.data.batch_size
         steps = module.total_steps * trainer.accumulate_grad_batches
         rows = (steps - trainer.fit_loop.total_batch_idx - 1) * self._rows
-        self._meter = Meter("fit", rows, "rows", self._enabled, note=lambda: peak_memory(pl_module.device))
+        self._meter = Meter(self._name, rows, "rows", self._enabled, note=lambda: peak_memory(pl_module.device))
         self._meter.start()
 
     def on_train_batch_end(

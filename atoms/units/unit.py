@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from types import MappingProxyType
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from atoms.activations.site_rows import SiteRows
@@ -23,10 +24,13 @@ class Unit(ABC):
     Attributes:
         name: What tables call it.
         site: The site whose rows it rebuilds; None until `fit` for a unit that takes whatever site it is shown.
-        atoms: (A, H) float32 in activation units, of any length; atoms of zero norm are allowed and count as dead.
+        atoms: (A, H) in activation units, of any length; atoms of zero norm are allowed and count as dead. Float32, or
+            float64 where single precision would spoil what the unit is there to show.
         centre: (H,) float32, what codes of zero decode to.
         target_l0: Number of atoms per row it aims at, if it aims at one.
         source: Where it comes from, for the certificate: names of files, digests.
+        initialised_from_data: Whether its atoms are, or began as, rows of the training split. Two such units agree
+            before either has learnt anything.
     """
 
     name: str
@@ -35,6 +39,7 @@ class Unit(ABC):
     centre: Tensor
     target_l0: float | None = None
     source: Mapping[str, str] = MappingProxyType({})
+    initialised_from_data: bool = False
 
     @property
     def reads(self) -> str | None:
@@ -75,10 +80,16 @@ class Unit(ABC):
 
     def decode(self, codes: SparseCodes) -> Tensor:
         """Activations (B, H) float32 of codes."""
-        matrix = torch.sparse_csr_tensor(
-            codes.offsets, codes.indices.long(), codes.values, size=(len(codes), codes.width), check_invariants=False
+        values = codes.values.to(self.atoms.dtype)
+        total = F.embedding_bag(
+            codes.indices.long(),
+            self.atoms,
+            codes.offsets,
+            mode="sum",
+            per_sample_weights=values,
+            include_last_offset=True,
         )
-        return matrix @ self.atoms + self.centre
+        return total.float() + self.centre
 
     def to(self, device: torch.device) -> Unit:
         """Move to a device, in place, all tensors held."""
