@@ -1,5 +1,3 @@
-import math
-
 import pytest
 import torch
 from row_subjects import Dense, Pursuer, judge, subject_of
@@ -35,7 +33,7 @@ def test_columns_are_what_one_row_at_a_time_gives(data, truth):
     found = judge(RowCertificatesCheck(subject))
     assert len(found) == 200
     assert found.index.tolist() == subject.held_out.places[:200].tolist()
-    assert found.headline_k == 6
+    assert found.max_k == 6
     rows = subject.held_out.sample(len(subject.held_out))[SITE][:200]
     codes = subject.unit.encode(rows)
     mean = subject.train.moments.mean
@@ -116,11 +114,12 @@ def test_dependent_atoms_are_a_witness(data, truth):
 def test_dense_units_are_cut_or_have_no_headline(data):
     check = RowCertificatesCheck(subject_of(Dense(16), data, rows=200))
     section = check.report({"rows": judge(check)})
-    assert math.isnan(section.numbers["f"])
+    assert section.numbers["f"] == 0
+    assert section.numbers["f_k"] == 8  # half of the dimensions
     assert section.numbers["left_out"] == 200
     assert section.numbers["certified"] == 0
     assert section.numbers["k_median"] == 16
-    assert any("give checks.max_k" in note for note in section.notes)
+    assert any("without checks.max_k" in note for note in section.notes)
 
     cut = RowCertificatesCheck(subject_of(Dense(16), data, rows=200, max_k=4))
     found = judge(cut)
