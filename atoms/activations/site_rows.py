@@ -94,14 +94,20 @@ class SiteRows:
         for batch in self.stream(batch_rows, limit=limit):
             yield batch.rows[self.site].float()
 
-    def sample(self, rows: int, sites: Sequence[str] = ()) -> dict[str, Tensor]:
+    def sample(self, rows: int, sites: Sequence[str] = (), limit: int | None = None) -> dict[str, Tensor]:
         """Read rows spread evenly over the split, the same ones always; all if there are not so many.
+
+        Args:
+            rows: Number of rows.
+            sites: Further sites to read beside this one.
+            limit: Use only the first so many rows of the split.
 
         Returns:
             ``{site: (rows, H)}`` float32, and under ``""`` their places in the split, (rows,) int64.
         """
-        count = min(rows, len(self))
-        chosen = self.places[np.arange(count) * len(self) // max(count, 1)]
+        places = self.places[:limit]
+        count = min(rows, len(places))
+        chosen = places[np.arange(count) * len(places) // max(count, 1)]
         wanted = tuple(dict.fromkeys((self.site, *sites)))
         store = self.data.store
         found: dict[str, list[Tensor]] = {site: [] for site in wanted}

@@ -1,4 +1,4 @@
-"""The code of least ℓ1 norm that gives a row, exactly or within a radius, with a bound on how far from least it is."""
+"""The code of least l1 norm that gives a row, exactly or within a radius, and a bound on how far from least it is."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class Pursued:
         codes: (B, A) float64; zero off the support.
         primal: ``‖a‖₁``, (B,) float64.
         dual: ``⟨y, u⟩ - r ‖u‖`` of a dual vector u that is feasible, (B,): no code within the radius has a smaller
-            ℓ1 norm than this.
+            l1 norm than this.
         residual: ``‖y - a D‖``, (B,): what the code leaves.
         feasible: Whether that is within the radius, to 1e-9 of ``‖y‖``, (B,) bool. Where it is not, no code is, or the
             solver gave up.
@@ -39,9 +39,7 @@ class Pursued:
 
     @property
     def gap(self) -> Tensor:
-        """``primal - dual`` in units of the primal value (of 1 where that is zero), (B,); a code whose gap is zero
-        is a solution.
-        """
+        """``primal - dual`` as a share of the primal value, (B,): zero for a solution."""
         return (self.primal - self.dual) / torch.where(self.primal > 0, self.primal, 1.0)
 
 

@@ -1,4 +1,4 @@
-"""Whether least ℓ1 norm finds the codes: what theorems promise, and what solving the problems shows."""
+"""Whether least l1 norm finds the codes: what theorems promise, and what solving the problems shows."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from atoms.checks.basis_pursuit import basis_pursuit
 from atoms.checks.check import Check, Encoded, Subject
 from atoms.checks.claim import Claim, Section, Verdict
 from atoms.checks.judged_code import judged_codes
-from atoms.checks.predicates import candes, cai_zhang, tropp_coherence
+from atoms.checks.predicates import cai_zhang, candes, tropp_coherence
 from atoms.checks.recovery_margins import CERTIFIED, recovery_margins
 from atoms.checks.row_table import RowTable
 from atoms.checks.separability import Separability
@@ -33,6 +33,7 @@ _PRESENT = 1e-9
 _SOLVED = 1e-8
 """Duality gap, as a share of the optimum, at which a problem counts as solved."""
 _BLOCK = 32  # rows solved at once
+_SHOWN = ("index", "used", "certified", "recovered", "bpdn_k", "bpdn_overlap", "l1_ratio", "omp_overlap", "omp_error")
 
 
 @dataclass(frozen=True)
@@ -72,7 +73,7 @@ class Solved:
         bpdn_gap: That of BPDN on the row itself, with the unit's residual as radius.
         bpdn_k: Atoms of its solution, (N,) int64.
         bpdn_overlap: Atoms in both supports as a share of those in either, (N,) float64.
-        l1_ratio: Its ℓ1 norm as a share of that of the unit's code.
+        l1_ratio: Its l1 norm as a share of that of the unit's code.
         omp_overlap: As `bpdn_overlap`, of orthogonal matching pursuit with as many atoms.
         omp_error: Its squared residual as a share of the unit's.
         witness: Whether either found another support of as few atoms at the unit's error or below, (N,) bool.
@@ -103,7 +104,7 @@ class Solved:
 
 
 class L1Check(Check):
-    """Recovery of codes by their ℓ1 norm: the named conditions, and problems solved on a sample of rows."""
+    """Recovery of codes by their l1 norm: the named conditions, and problems solved on a sample of rows."""
 
     name: ClassVar[str] = "l1"
     title: ClassVar[str] = "l1 recovery"
@@ -119,14 +120,13 @@ class L1Check(Check):
         """Keep the rows of the sample."""
         self._negative |= bool((batch.codes.values < 0).any())
         lines = torch.isin(batch.index.cpu(), self._chosen).nonzero().squeeze(1).to(batch.rows.device)
-        if not len(lines):
-            return
         judged = judged_codes(batch.codes, self.subject)
         lines = lines[judged.used[lines] > 0]
+        if not len(lines):
+            return
         target = self.subject.geometry.whiten((batch.rows - self.subject.unit.centre)[lines].double())
-        self._sample.append(
-            (batch.index.to(lines.device)[lines], target, judged.support[lines], judged.coefficients[lines])
-        )
+        index = batch.index.to(lines.device)[lines]
+        self._sample.append((index, target, judged.support[lines], judged.coefficients[lines]))
 
     def compute(self) -> Solved:
         """Solve; ranks solve the rows they saw.
@@ -181,19 +181,13 @@ class L1Check(Check):
             else "Solved with coefficients of both signs."
         ]
         if missed := int((certified & ~solved.recovered).sum()):
-            notes.append(
-                f"{missed} certified rows were not recovered: this contradicts the theorem, report it as a bug."
-            )
+            notes.append(f"{missed} certified rows were not recovered: which contradicts the theorem: a bug.")
         if unsolved := int((~solved.solved).sum()):
             notes.append(f"{unsolved} exact problems have a duality gap above {_SOLVED:g}: nothing follows from those.")
         levels = sparsity_levels(self.subject, found)
         claims = [coherence_claim(name, self.subject, found, levels, level) for name in PREDICATES for level in LEVELS]
         tables: dict[str, dict[str, list[float] | list[str]]] = {
-            "solved": {
-                name: getattr(solved, name).to(torch.float64).tolist()
-                for name in ("index", "used", "certified", "recovered", "bpdn_k", "bpdn_overlap", "omp_overlap")
-                + ("l1_ratio", "omp_error", "witness")
-            }
+            "solved": {name: getattr(solved, name).to(torch.float64).tolist() for name in _SHOWN}
         }
         return Section(self.name, self.title, numbers, (*claims, uniqueness_witness(solved)), tables, tuple(notes))
 
@@ -202,7 +196,7 @@ class L1Check(Check):
 def solve(
     subject: Subject, target: Tensor, support: Tensor, coefficients: Tensor, one_sided: bool
 ) -> dict[str, Tensor]:
-    """Solve the ℓ1 problems of some rows, and pursue them greedily.
+    """Solve the l1 problems of some rows, and pursue them greedily.
 
     Args:
         subject: Whose rows they are.

@@ -14,7 +14,7 @@ SINGULAR = 1e-9
 Atoms are float32 and the metric may stretch their rounding: two that are the same to float32 come out near 1e-12.
 """
 CERTIFIED = 1 - 1e-6
-"""A margin below this certifies. Not 1 itself, since rounding must not certify a row against a duplicate of its atom."""
+"""A margin below this certifies. Not 1 itself: rounding must not certify a row against a duplicate of its atom."""
 _CACHED_MIB = 8  # blocks that stay in the caches; 128 MiB took half as long again
 
 
@@ -43,7 +43,7 @@ def recovery_margins(directions: Tensor, support: Tensor, coefficients: Tensor, 
     """Work out the Fuchs and Tropp margins of sparse codes.
 
     For a code with support T and signs s over unit atoms, ``v = s G_T⁻¹ D_T`` is a dual certificate: where
-    ``|d_j · v| < 1`` for every atom j off T and ``G_T = D_T D_Tᵀ`` is regular, the code is the only one of least ℓ1
+    ``|d_j · v| < 1`` for every atom j off T and ``G_T = D_T D_Tᵀ`` is regular, the code is the only one of least l1
     norm that gives its row; among codes without negative coefficients ``d_j · v < 1`` is enough. Tropp's exact recovery
     condition says so of every sign pattern on T.
 
@@ -69,7 +69,7 @@ def recovery_margins(directions: Tensor, support: Tensor, coefficients: Tensor, 
     order = order[(sizes[order] > 0) & ~overfull[order]]
     longest = int(sizes[order[-1]]) if len(order) else 0
     row_entries = longest * directions.shape[1] + 4 * longest**2 + 2 * len(directions)
-    for rows in order.split(_rows_that_fit(row_entries, memory_mib)):
+    for rows in _blocks(order, row_entries, memory_mib):
         where, sign = _trimmed(support, signs, sizes, rows)
         atoms = directions[where] * (sign != 0)[..., None]
         inverse, smallest[rows] = _inverse(atoms @ atoms.mT, sign)
@@ -135,7 +135,7 @@ def _work_out_erc(
     place[atoms] = torch.arange(len(atoms), device=directions.device)
     products = directions[atoms] @ directions.T
     longest = int(sizes[rows].max())
-    for some in rows.split(_rows_that_fit(2 * longest * len(directions), memory_mib)):
+    for some in _blocks(rows, 2 * longest * len(directions), memory_mib):
         where, sign = _trimmed(support, signs, sizes, some)
         inside = (sign != 0).to(directions.dtype)
         gathered = products[place[where]]
@@ -156,6 +156,7 @@ def _gram_blocks(rows: Tensor, sizes: Tensor, num_atoms: int, memory_mib: int) -
     yield from rows.split(block.unique_consecutive(return_counts=True)[1].tolist())
 
 
-def _rows_that_fit(entries: int, memory_mib: int) -> int:
-    """Rows of a block with so many float64 per row."""
-    return max(1, (min(memory_mib, _CACHED_MIB) << 20) // (8 * max(1, entries)))
+def _blocks(rows: Tensor, entries: int, memory_mib: int) -> tuple[Tensor, ...]:
+    """Rows in blocks, with so many float64 per row."""
+    fitting = max(1, (min(memory_mib, _CACHED_MIB) << 20) // (8 * max(1, entries)))
+    return rows.split(fitting) if len(rows) else ()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
@@ -38,7 +37,7 @@ class RowCertificates:
         cut: Whether the code is dense and was cut, (N,) bool.
         left_out: Whether it has too many atoms to be judged, (N,) bool.
         one_sided: Whether no code of any row has a negative coefficient, so that the one-sided certificate counts.
-        headline_k: K of the headline; None where neither setting, target nor codes give one.
+        max_k: K of the headline: `Subject.max_k`, or twice the median K, but no more than H/2.
     """
 
     index: Tensor
@@ -54,7 +53,7 @@ class RowCertificates:
     cut: Tensor
     left_out: Tensor
     one_sided: bool
-    headline_k: int | None
+    max_k: int
 
     def __len__(self) -> int:
         return len(self.index)
@@ -69,7 +68,7 @@ class RowCertificates:
         """Rows with the certificate that counts, (N,) bool."""
         return self.margin < CERTIFIED
 
-    def holds(self, eta: float, k: int) -> Tensor:
+    def joint(self, eta: float, k: int) -> Tensor:
         """Rows that are rebuilt to ``eta`` by at most ``k`` atoms with a certificate, (N,) bool."""
         return (self.error <= eta) & (self.used <= k) & self.certified
 
@@ -80,15 +79,15 @@ class RowCertificates:
             eta: Largest relative squared error.
             k: Most atoms.
         """
-        return self.holds(eta, k).to(torch.float64).mean().item()
+        return self.joint(eta, k).to(torch.float64).mean().item()
 
     def curves(self, etas: Sequence[float]) -> dict[str, list[float]]:
         """F over K from 1 on, for each eta: columns ``k`` and ``eta <value>`` of equal length."""
-        top = max(self.headline_k or 1, int(self.used.max()) if len(self) else 1, 1)
+        top = max(self.max_k, int(self.used.max()))
         k = torch.linspace(1, top, min(top, _POINTS), dtype=torch.float64).round().long()
         columns = {"k": k.to(torch.float64).tolist()}
         for eta in etas:
-            per_k = torch.bincount(self.used[self.holds(eta, top)], minlength=top + 1).cumsum(0)
+            per_k = torch.bincount(self.used[self.joint(eta, top)], minlength=top + 1).cumsum(0)
             columns[f"eta {eta:g}"] = (per_k[k].to(torch.float64) / len(self)).tolist()
         return columns
 
@@ -147,30 +146,28 @@ class RowCertificatesCheck(Check):
         for name in ("singular", "cut", "left_out", "negative"):
             columns[name] = columns[name].bool()
         one_sided = not columns.pop("negative").any()
-        return RowCertificates(**columns, one_sided=one_sided, headline_k=self._headline_k(columns["k"]))
+        return RowCertificates(**columns, one_sided=one_sided, max_k=self._max_k(columns["k"]))
 
-    def _headline_k(self, k: Tensor) -> int | None:
+    def _max_k(self, k: Tensor) -> int:
         if self.subject.max_k is not None:
             return self.subject.max_k
-        median = int(k.median())
-        return None if median > self.subject.width // 2 else max(1, 2 * median)
+        return max(1, min(2 * int(k.median()), self.subject.width // 2))
 
     def report(self, found: Mapping[str, Any]) -> Section:
         """The section."""
         rows: RowCertificates = found[self.name]
         settings = self.subject.settings
-        headline = rows.headline_k
         numbers = {
-            "f": math.nan if headline is None else rows.F(settings.eta, headline),
+            "f": rows.F(settings.eta, rows.max_k),
             "f_eta": settings.eta,
-            "f_k": math.nan if headline is None else float(headline),
+            "f_k": float(rows.max_k),
             "rows": float(len(rows)),
             "certified": _share(rows.certified),
             "fuchs": _share(rows.fuchs < CERTIFIED),
             "fuchs_one_sided": _share(rows.fuchs_one_sided < CERTIFIED),
             "erc": _share(rows.erc < CERTIFIED),
             "rebuilt": _share(rows.error <= settings.eta),
-            "sparse": math.nan if headline is None else _share(~rows.left_out & (rows.used <= headline)),
+            "sparse": _share(~rows.left_out & (rows.used <= rows.max_k)),
             "error_median": rows.error.median().item(),
             "error_aip_median": rows.error_aip.median().item(),
             "margin_median": rows.margin.median().item(),
@@ -192,13 +189,11 @@ class RowCertificatesCheck(Check):
             if rows.one_sided
             else "Codes have both signs: the two-sided Fuchs certificate counts."
         ]
-        if rows.headline_k is None:
+        if self.subject.max_k is None:
             notes.append(
-                f"Half of the rows have more than H/2 = {self.subject.width // 2} atoms and the unit has no target L0: "
-                "there is no K to ask at; give checks.max_k."
+                f"The unit has no target L0: the headline's K = {rows.max_k} is twice its median L0, or H/2 if that is "
+                "less; checks.max_k sets another."
             )
-        elif self.subject.max_k is None:
-            notes.append(f"The unit has no target L0: the headline's K = {rows.headline_k} is twice its median L0.")
         if cut := int(rows.cut.sum()):
             notes.append(
                 f"{cut:,} rows have dense codes, of more than H/2 = {self.subject.width // 2} atoms: their "
@@ -207,7 +202,7 @@ class RowCertificatesCheck(Check):
         if left := int(rows.left_out.sum()):
             most = max(self.subject.settings.certified_k, self.subject.max_k or 0)
             notes.append(
-                f"{left:,} rows have too many atoms to be judged (more than {most}, or dense without a max_k)."
+                f"{left:,} rows have too many atoms to be judged (more than {most}, or dense and without checks.max_k)."
             )
         if empty := int((rows.k == 0).sum()):
             notes.append(f"{empty:,} rows have no atom at all: their code is unique, whatever their error.")
