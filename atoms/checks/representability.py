@@ -85,6 +85,7 @@ class Representability(Check):
     def __init__(self, subject: Subject) -> None:
         super().__init__(subject)
         device, width = subject.device, subject.width
+        self.directions = subject.directions.double()
         self.metric = subject.geometry.map().to(device)
         self.unmetric = subject.geometry.unmap().to(device)
         self.mean = subject.train.moments.mean.to(device)
@@ -121,9 +122,9 @@ class Representability(Check):
         chosen &= batch.codes.l0 <= _MOST_ATOMS
         vectors = (whitened - self.centre @ self.metric)[chosen]
         codes = _rows_of(batch.codes, chosen)
-        columns = {}
+        columns: dict[str, Tensor] = {}
         for name, keep_signs in (("ls", False), ("nnls", True)):
-            error = vectors - refit(vectors, self.subject.directions, codes, keep_signs=keep_signs)
+            error = vectors - refit(vectors, self.directions, codes, keep_signs=keep_signs)
             columns |= {f"{name}_aip": _energy(error), name: _energy(error @ self.unmetric)}
         self.solved[batch.split].add(batch.index[chosen], **columns)
 
@@ -167,7 +168,7 @@ class Representability(Check):
             }
         scores |= self._refitted(table, index, solved, offsets)
         relative = torch.where(table["error"] == 0, 0, table["error"] / table["spread"])
-        number = len(groups.unique())
+        number = len(np.unique(groups))
         return Fidelity(
             rows=count,
             groups=number,
@@ -303,9 +304,10 @@ class Representability(Check):
         if note := self.subject.held_out.groups_note:
             notes.append(note)
         if held_out.solved < held_out.rows or (train and train.solved < train.rows):
+            beside = train.solved if train else 0
             notes.append(
-                f"Coefficients were solved for again on {held_out.solved:,} held-out and {train.solved if train else 0:,} "
-                "training rows, evenly spread; every refit_r2 is of those rows."
+                f"Coefficients were solved for again on {held_out.solved:,} held-out and {beside:,} training rows, "
+                "evenly spread; every refit_r2 is of those rows."
             )
         unsolved = held_out.unsolved + (train.unsolved if train else 0)
         if unsolved:
