@@ -3,7 +3,7 @@ import math
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from atoms.checks.bootstrap import Interval, bootstrap_interval, interval, resampled_sums
@@ -20,6 +20,7 @@ def test_sums_are_of_whole_groups_drawn_as_often_as_there_are():
     assert set(zip(sums["x"].tolist(), sums["rows"].tolist(), strict=True)) == drawn
 
 
+@settings(deadline=None)
 @given(st.lists(st.tuples(st.integers(0, 4), st.floats(-9, 9)), min_size=1, max_size=30), st.randoms())
 def test_order_of_rows_and_names_of_groups_do_not_matter(rows, random):
     groups, values = (np.array(column) for column in zip(*rows, strict=True))
