@@ -116,7 +116,7 @@ class Sparsity(Check):
         own: Sparseness = found[self.name]
         held_out, train = own.held_out, own.train
         numbers = self._numbers(held_out)
-        numbers |= {f"train_{name}": value for name, value in self._numbers(train).items()}
+        numbers |= {f"{name}_train": value for name, value in self._numbers(train).items()}
         both = held_out.dead & train.dead
         known = torch.isin(held_out.fingerprints, train.fingerprints)
         numbers |= {
