@@ -369,6 +369,8 @@ class AtomsCLI(LightningCLI):
             saved[summary.name] = folder / summary.name
             about = {
                 "site": summary.site,
+                "target_l0": summary.target_l0,
+                "seed": self.model.configs[summary.name].seed,
                 "store": self.datamodule.store.identity_hash,
                 "provenance": self.datamodule.store.provenance,
                 "scores": summary.scalars(),
