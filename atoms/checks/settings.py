@@ -21,6 +21,8 @@ class CheckSettings:
     """Training rows to judge beside, for the memorisation gap; null for as many as held-out ones."""
     solved_rows: int = 128
     """Rows, spread over the held-out ones, on which optimisation problems are solved."""
+    probe_rows: int = 20_000
+    """Rows of each split on which probes are fitted and scored; fewer where memory_mib does not hold them."""
     bootstrap: int = 200
     """Resamplings of document groups behind every interval."""
     batch_rows: int = 1024
