@@ -185,7 +185,10 @@ def test_rows_are_bounded_by_the_settings(store):
     found = section(use(store, Oracle(), probe_rows=600))
     assert (found.numbers["train_rows"], found.numbers["held_out_rows"]) == (600, 600)
     wide = use(store, Oracle(), probe_rows=10**9, memory_mib=1)
-    assert wide.limit == 2**20 // (32 * WIDTH)
+    assert wide.limit == 2**20 // (8 * (4 * WIDTH + 8 * WIDTH))  # its L0 is not known: each atom may fire
+    steered = Oracle()
+    steered.target_l0 = 2.0
+    assert use(store, steered, probe_rows=10**9, memory_mib=1).limit == 2**20 // (8 * (4 * WIDTH + 8 * 8))
     assert any("as many as memory_mib=1 holds" in note for note in section(wide).notes)
 
 

@@ -120,8 +120,10 @@ class Use(Check):
         self._tokens = {"train": subject.train.tokens(), "val": subject.held_out.tokens()}
         if any((tokens["token_id"] < 0).all() for tokens in self._tokens.values()):
             raise AtomsError("the store does not say which tokens its rows are (token_id is -1): nothing to probe for")
-        # two samples, each of them up to three times over while it grows, and twice at the end
-        most = subject.settings.memory_mib * 2**20 // (32 * subject.width)
+        # two samples, each of them up to three times over while it grows; an unsteered unit may fire everywhere
+        aim = subject.unit.target_l0
+        entries = subject.num_atoms if aim is None else min(subject.num_atoms, round(4 * aim))
+        most = subject.settings.memory_mib * 2**20 // (8 * (4 * subject.width + 8 * entries))
         self.limit = max(_LEAST, min(subject.settings.probe_rows, most))
         self._samples = {split: RowSample(self.limit, subject.settings.seed) for split in self._tokens}
 
