@@ -393,6 +393,26 @@ def test_ordered_mask_and_limit(store):
     assert torch.cat([batch.row_index for batch in ordered]).tolist() == rows.tolist()
 
 
+@pytest.mark.parametrize("world_size", [1, 2, 3, 7])
+@pytest.mark.parametrize("batch_size", [1, 7, 16, 50, 200])
+def test_whole_batches_are_the_same_for_any_number_of_ranks(store, world_size, batch_size):
+    valid = np.arange(83) % 5 != 2
+    options = {"batch_size": batch_size, "valid": valid, "limit_rows": 60, "whole_batches": True}
+    alone = list(OrderedStream(store, "val", **options))
+    assert [index for batch in alone for index in batch.row_index.tolist()] == np.flatnonzero(valid)[:60].tolist()
+    assert {len(batch.row_index) for batch in alone[:-1]} <= {batch_size}
+    streams = [OrderedStream(store, "val", rank=rank, world_size=world_size, **options) for rank in range(world_size)]
+    ranks = [list(stream) for stream in streams]
+    assert [len(stream) for stream in streams] == [len(batches) for batches in ranks]
+    assert max(map(len, ranks)) - min(map(len, ranks)) <= 1
+    for number, whole in enumerate(alone):
+        dealt = ranks[number % world_size][number // world_size]
+        assert dealt.row_index.tolist() == whole.row_index.tolist()
+        assert dealt.rows["wide"][:, 0].long().tolist() == whole.row_index.tolist()
+        assert torch.equal(dealt.rows["narrow"], whole.rows["narrow"])
+    assert sum(map(len, ranks)) == len(alone)
+
+
 def test_ordered_reads_a_chunk_once(store, monkeypatch):
     reads = Counter()
     read_chunk = ActivationStore.read_chunk
