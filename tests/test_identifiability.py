@@ -1,17 +1,13 @@
 import math
-from itertools import pairwise
 from types import SimpleNamespace
 
-import numpy as np
 import oracle
 import pytest
 import torch
-from hypothesis import given
-from hypothesis import strategies as st
 
 from atoms.checks import identifiability
 from atoms.checks.claim import Verdict
-from atoms.checks.identifiability import IdentifiabilityCheck, best_threshold
+from atoms.checks.identifiability import IdentifiabilityCheck
 from atoms.checks.separability import SeparabilityCheck
 from atoms.errors import AtomsError
 from atoms.geometry import AtomicInnerProduct, Moments
@@ -178,29 +174,6 @@ def test_large_supports_are_refitted_on_fewer_rows(monkeypatch):
     monkeypatch.setattr(identifiability, "_WORK", 40 * 3**4 / 4)
     own, *_ = measure(judged, oracle.codes(oracle.ATOMS, 3, 0.5, 40))
     assert own.refits["index"].tolist() == list(range(0, 40, 4))
-
-
-@given(st.lists(st.tuples(st.floats(0, 10), st.floats(0, 10)), min_size=1, max_size=30))
-def test_the_best_threshold_is_in_most_windows(windows):
-    low, high = torch.tensor(windows, dtype=torch.float64).T
-    tau, share = best_threshold(low, high)
-    ends = sorted({*low.tolist(), *high.tolist()})
-    middles = [(a + b) / 2 for a, b in pairwise(ends) if a < (a + b) / 2 < b]
-    most = max((((low < t) & (t < high)).double().mean().item() for t in middles), default=0.0)
-    if low.lt(high).any():
-        assert share >= most - 1e-12
-    else:
-        assert math.isnan(tau)
-    if middles and (high - low)[low < high].gt(1e-9).any() and np.diff(ends).min() > 1e-9:
-        assert ((low < tau) & (tau < high)).double().mean().item() == pytest.approx(share)
-        assert share == pytest.approx(most)
-
-
-def test_windows_of_nothing():
-    nan = torch.full((3,), math.nan, dtype=torch.float64)
-    tau, share = best_threshold(nan, nan)
-    assert math.isnan(tau)
-    assert share == 0
 
 
 def test_an_entry_of_zero_is_no_atom():

@@ -3,45 +3,26 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
-from scipy import linalg, optimize
 from torch import Tensor
 
 from atoms.checks.check import Check, Encoded, Subject
 from atoms.checks.claim import Claim, Section, Verdict
-from atoms.checks.predicates import threshold_window
 from atoms.checks.row_table import RowTable
 from atoms.checks.separability import Separability
+from atoms.checks.support_refit import refit
 from atoms.checks.support_sample import spread_rows
+from atoms.checks.threshold_windows import Amplitudes, Windows, best_threshold, windows_of
 from atoms.errors import AtomsError
 from atoms.geometry import welch
 
-_Floats = NDArray[np.float64]
 _SOURCE = "Towards Atoms (arXiv 2509.20784), T5"
 _WORK = 1e11  # K⁴ of the rows refitted, summed: seconds on one core
-
-
-@dataclass(frozen=True, eq=False)
-class Amplitudes:
-    """What the theorem's windows follow from, in one inner product: on atoms of unit length in it.
-
-    Attributes:
-        low: Least coefficient of each row, (rows,) float64; negative where a code is.
-        high: Largest absolute coefficient, (rows,) float64.
-        theta_on: Largest deployed threshold on the row's support; NaN for a unit without thresholds.
-        theta_off: Least deployed threshold off it; NaN likewise.
-    """
-
-    low: Tensor
-    high: Tensor
-    theta_on: Tensor
-    theta_off: Tensor
 
 
 @dataclass(frozen=True, eq=False)
@@ -65,7 +46,7 @@ class Identifiability:
         synthetic_deployed: 1 where the deployed thresholds find the support of the synthetic row, else 0.
         real_deployed: 1 where they find that of the real row.
         silent: Rows without an atom, which are left out of all of the above.
-        refits: Columns of a sample of rows, (sampled,) float64 each: see `_refit`.
+        refits: Columns of a sample of rows, (sampled,) float64 each: see `atoms.checks.support_refit`.
     """
 
     index: Tensor
@@ -157,7 +138,7 @@ class IdentifiabilityCheck(Check):
             if every and place % every == 0:
                 mine = owner == line
                 chosen = self._directions[atom[mine]].cpu().numpy()
-                numbers = _refit(chosen, value[mine].cpu().numpy(), whole[line].numpy())
+                numbers = refit(chosen, value[mine].cpu().numpy(), whole[line].numpy())
                 self._refits.add(index[line : line + 1], **{n: torch.tensor([number]) for n, number in numbers.items()})
 
     def compute(self) -> Identifiability:
@@ -184,7 +165,7 @@ class IdentifiabilityCheck(Check):
         """The section; the theorem's windows need the result of ``separability``."""
         own: Identifiability = found[self.name]
         separability: Separability | None = found.get("separability")
-        windows = windows_of(own, separability)
+        windows = windows_of(own.k, own.amplitudes, separability)
         tau, _ = best_threshold(own.synthetic_off, own.synthetic_on)
         numbers = _numbers(own, tau) | {
             "epsilon": math.nan if separability is None else separability.maximum,
@@ -210,71 +191,6 @@ class IdentifiabilityCheck(Check):
             notes.append("The unit has no thresholds of its own to hold against the windows.")
         tables = {"windows": _quantiles(own, windows), "thresholds": _curves(own, windows)}
         return Section(self.name, self.title, numbers, tuple(claims), tables, tuple(notes))
-
-
-def best_threshold(low: Tensor, high: Tensor) -> tuple[float, float]:
-    """The threshold inside most of the windows ``low < tau < high``, in the middle of where it may lie.
-
-    Args:
-        low: (rows,) float64, not negative; NaN makes a window that holds nothing.
-        high: (rows,) float64.
-
-    Returns:
-        The threshold, NaN where no window holds any, and the share of the windows that hold it.
-    """
-    open_ = low < high
-    begins, ends = low[open_].sort().values, high[open_].sort().values
-    if not len(begins):
-        return math.nan, 0.0
-    held = torch.searchsorted(begins, begins, right=True) - torch.searchsorted(ends, begins, right=True)
-    best = int(held.argmax())
-    begin = begins[best]
-    end = ends[torch.searchsorted(ends, begin, right=True)]
-    later = begins[begins > begin]
-    if len(later):
-        end = torch.minimum(end, later[0])
-    return ((begin + end) / 2).item(), int(held[best]) / len(low)
-
-
-@dataclass(frozen=True, eq=False)
-class Windows:
-    """Where the theorem wants the threshold of each row to be, in one inner product.
-
-    Attributes:
-        low: ``lo`` of each row, (rows,) float64; NaN where the atoms' coherence is not known.
-        high: ``hi``, (rows,) float64; there is no such threshold where it is not above `low`.
-        tau: The threshold in most windows; NaN where all are empty.
-        coverage: Share of rows whose window holds it.
-        deployed: Rows whose windows hold the unit's own thresholds, (rows,) bool; None for a unit without.
-    """
-
-    low: Tensor
-    high: Tensor
-    tau: float
-    coverage: float
-    deployed: Tensor | None
-
-    def numbers(self) -> Iterator[tuple[str, float]]:
-        """Scalars by name."""
-        yield "window", (self.low < self.high).double().mean().item()
-        yield "tau", self.tau
-        yield "coverage", self.coverage
-        yield "deployed_window", math.nan if self.deployed is None else self.deployed.double().mean().item()
-
-
-def windows_of(own: Identifiability, separability: Separability | None) -> dict[str, Windows]:
-    """The theorem's windows in every inner product in which amplitudes are known, by its name."""
-    epsilon = {"S": math.nan, "encoder": math.nan}
-    if separability is not None:
-        epsilon["S"] = separability.maximum
-        if separability.encoder is not None:
-            epsilon["encoder"] = separability.encoder.maximum
-    found = {}
-    for name, a in own.amplitudes.items():
-        low, high = threshold_window(own.k, epsilon[name], a.low, a.high)
-        deployed = None if a.theta_on.isnan().any() else (low < a.theta_off) & (a.theta_on < high)
-        found[name] = Windows(low, high, *best_threshold(low, high), deployed)
-    return found
 
 
 def _window_claims(own: Identifiability, separability: Separability, windows: dict[str, Windows]) -> list[Claim]:
@@ -427,42 +343,3 @@ def _overlap(pre: Tensor, k: Tensor, owner: Tensor, atom: Tensor) -> Tensor:
     floor = pre.topk(most, dim=1).values.gather(1, (k - 1).clamp_min(0).unsqueeze(1)).squeeze(1)
     hits = (pre[owner, atom] >= floor[owner]).double()
     return torch.zeros_like(floor).index_add_(0, owner, hits) / k
-
-
-def _refit(atoms: _Floats, codes: _Floats, row: _Floats) -> dict[str, float]:
-    """Solve a row's coefficients again on its support, by least squares and by non-negative least squares.
-
-    Args:
-        atoms: Unit atoms of the support, whitened, (K, H) float64.
-        codes: The unit's coefficients on them, (K,) float64.
-        row: The real row, whitened and without its centre, (H,) float64.
-
-    Returns:
-        ``synthetic_ls`` and ``synthetic_nnls``: relative error of the amplitudes where the row is ``codes @ atoms``.
-        ``real_ls`` and ``real_nnls``: how far the unit's amplitudes are from the refitted ones, relative to these.
-        ``error_unit``, ``error_ls`` and ``error_nnls``: squared error of the real row as a share of its square.
-    """
-    numbers = {}
-    square = max(float(row @ row), np.finfo(np.float64).tiny)
-    residual = row - codes @ atoms
-    numbers["error_unit"] = float(residual @ residual) / square
-    basis, triangle = np.linalg.qr(atoms.T)
-    for name, solve in (("ls", _least_squares), ("nnls", _non_negative)):
-        exact, real = solve(triangle, triangle @ codes), solve(triangle, row @ basis)
-        numbers[f"synthetic_{name}"] = _relative(exact, codes)
-        numbers[f"real_{name}"] = _relative(codes, real)
-        residual = row - real @ atoms
-        numbers[f"error_{name}"] = float(residual @ residual) / square
-    return numbers
-
-
-def _least_squares(matrix: _Floats, target: _Floats) -> _Floats:
-    return np.asarray(linalg.lstsq(matrix, target)[0], dtype=np.float64)
-
-
-def _non_negative(matrix: _Floats, target: _Floats) -> _Floats:
-    return np.asarray(optimize.nnls(matrix, target)[0], dtype=np.float64)
-
-
-def _relative(found: _Floats, truth: _Floats) -> float:
-    return float(np.linalg.norm(found - truth) / max(np.linalg.norm(truth), np.finfo(np.float64).tiny))
