@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, fields, replace
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -61,13 +61,14 @@ class Encoder:
     def to(self, device: torch.device) -> Encoder:
         """The same on another device."""
         held = {field.name: getattr(self, field.name) for field in fields(self)}
-        return replace(self, **{name: value.to(device) for name, value in held.items() if isinstance(value, Tensor)})
+        moved: dict[str, Any] = {name: value.to(device) for name, value in held.items() if isinstance(value, Tensor)}
+        return replace(self, **moved)
 
     @torch.no_grad()
     def encode(self, rows: Tensor) -> SparseCodes:
         """Codes of rows (B, H) over A + `num_row_atoms` atoms; never more than a block of pre-activations at a time."""
         block = max(1, _BLOCK // len(self.w_enc))
-        return SparseCodes.concatenate([self._encode_block(part) for part in rows.split(block)])
+        return SparseCodes.concatenate([self._encode_block(part) for part in torch.split(rows, block)])
 
     def _encode_block(self, rows: Tensor) -> SparseCodes:
         mean = scale = None
@@ -78,7 +79,7 @@ class Encoder:
             scale = rows.norm(dim=1, keepdim=True) / rows.shape[1] ** 0.5
             rows = rows / scale.clamp_min(torch.finfo(rows.dtype).tiny)
         if self.row_norm == "layer":
-            scale = rows.std(1, keepdim=True)
+            scale = (rows.square().sum(1, keepdim=True) / max(rows.shape[1] - 1, 1)).sqrt()
             rows = rows / (scale + _LAYER_NORM_EPS)
         found, indices, values = self._activate(torch.addmm(self.b_enc, rows - self.shift, self.w_enc.T))
         added = [] if mean is None else [mean]
@@ -109,6 +110,7 @@ class Encoder:
             assert self.offset is not None
             dense = (self.gain * pre + self.offset).relu_() * (pre > 0)
         elif self.activation == "jumprelu":
+            assert self.threshold is not None
             # the mask is of the pre-activation, but a coefficient is never negative: so it is in every library
             dense = pre.relu() * (pre > self.threshold)
         else:
@@ -120,7 +122,7 @@ class Encoder:
         """Coefficients and atoms (B, k) of the activations that choose k per row; atoms ascend."""
         assert self.k is not None
         if self.activation == "groupmax":
-            values, places = pre.relu_().unflatten(1, (self.k, -1)).max(2)
+            values, places = torch.unflatten(pre.relu_(), 1, (self.k, -1)).max(2)
             return values, places + torch.arange(0, pre.shape[1], pre.shape[1] // self.k, device=pre.device)
         score = pre.abs() if self.activation == "abstopk" else pre
         indices = score.topk(self.k, sorted=False).indices.sort(1).values

@@ -59,9 +59,10 @@ def read_npz(path: Path) -> dict[str, Tensor]:
     """
     found = {}
     try:
-        with np.load(path, allow_pickle=False) as archive:
-            if not isinstance(archive, np.lib.npyio.NpzFile):
-                raise ValueError("a single array")
+        archive = np.load(path, allow_pickle=False)
+        if isinstance(archive, np.ndarray):
+            raise ValueError("it is a single array")
+        with archive:
             for name in archive.files:
                 found[name] = torch.from_numpy(np.ascontiguousarray(archive[name]))
     except OSError as error:
@@ -158,13 +159,12 @@ def positive(path: Path, settings: Mapping[str, Any], name: str, *, whole: bool 
     Raises:
         AtomsError: If it is not there, or no positive (whole) number.
     """
-    value = settings.get(name)
-    number = isinstance(value, (int, float)) and not isinstance(value, bool) and 0 < value < 1e300
-    if not number or (whole and value != int(value)):
-        kind = "whole number" if whole else "number"
-        raise AtomsError(f"{path}: {name} is {printable(repr(value))}, not a positive {kind}; {_AGAIN}")
-    assert value is not None
-    return float(value)
+    value: Any = settings.get(name)
+    number = isinstance(value, (int, float)) and not isinstance(value, bool)
+    if number and 0 < value < 1e300 and not (whole and value % 1):
+        return float(value)
+    kind = "whole number" if whole else "number"
+    raise AtomsError(f"{path}: {name} is {printable(repr(value))}, not a positive {kind}; {_AGAIN}")
 
 
 def number_of_active(path: Path, settings: Mapping[str, Any], name: str, atoms: int) -> int:

@@ -49,8 +49,8 @@ def read(folder: Path) -> PretrainedSAE:
     to = cfg.get("hook_point_out", hook)
     if to != hook:
         raise AtomsError(
-            f"{settings_path}: is a transcoder (from {printable(str(hook))} to {printable(str(to))}), which is not read; "
-            "give an SAE"
+            f"{settings_path}: is a transcoder (from {printable(str(hook))} to {printable(str(to))}), which is not "
+            "read; give an SAE"
         )
     for name in _NOT_READ:
         if cfg.get(name):

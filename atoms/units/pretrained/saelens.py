@@ -32,6 +32,8 @@ _ACTIVATIONS: dict[str, Activation] = {
     "batchtopk": "jumprelu",
     "matryoshka_batchtopk": "jumprelu",
 }
+# places that hold sums of what a model writes to its residual stream
+_WRITTEN = ("hook_resid_pre", "hook_resid_mid", "hook_resid_post", "hook_attn_out", "hook_mlp_out")
 _ROW_NORMS: dict[str, RowNorm] = {"layer_norm": "layer", "constant_norm_rescale": "length"}
 
 
@@ -80,7 +82,8 @@ def read(folder: Path) -> PretrainedSAE:
     if cfg.get("rescale_acts_by_decoder_norm", False):
         sae = sae.with_unit_decoder()
     sae = _on_rows_as_they_are(folder, sae, cfg)
-    if _object(folder, said, "model_from_pretrained_kwargs").get("center_writing_weights"):
+    writes = hook is not None and hook.endswith(_WRITTEN)
+    if writes and _object(folder, said, "model_from_pretrained_kwargs").get("center_writing_weights"):
         sae = sae.of_centred_rows(folder)
     return sae
 
