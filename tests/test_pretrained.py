@@ -2,6 +2,7 @@
 
 import json
 import pickle
+import sys
 import zipfile
 from pathlib import Path
 
@@ -535,6 +536,18 @@ def test_gemma_scope(tmp_path, names, kind, site):
     same(written, PretrainedUnits(str(written.path / "params.npz")))
 
 
+def test_thresholds_are_strict(tmp_path):
+    written = sae_files.gemma_scope(tmp_path / GEMMA.format("res"))
+    arrays = {name: value.numpy() for name, value in written.tensors.items()}
+    bias = np.abs(arrays["b_enc"])
+    np.savez(written.weights, **arrays | {"b_enc": bias, "threshold": bias})
+    at = PretrainedUnits(str(written.path)).encode(torch.zeros(2, WIDTH))
+    assert len(at.values) == 0
+    np.savez(written.weights, **arrays | {"b_enc": bias, "threshold": np.nextafter(bias, np.float32(-1))})
+    above = PretrainedUnits(str(written.path)).encode(torch.zeros(2, WIDTH))
+    assert len(above.values) == 2 * ATOMS
+
+
 def test_gemma_scope_outside_its_repository_needs_a_site(tmp_path):
     written = sae_files.gemma_scope(tmp_path / "layer_20" / "width_16k" / "average_l0_71")
     refused(written.path, "layer 20", "give `site`")
@@ -856,5 +869,5 @@ def test_hub_refusals(hub, monkeypatch):
     refused("hf:google/gemma-scope-2b-pt-res", "1 SAEs", "name one")
     for bad in ("hf:", "hf:google", "hf:google/", "hf:a/b/../../x", "hf:a/b//etc/passwd"):
         refused(bad, "write hf:org/repo")
-    monkeypatch.delattr(huggingface_hub, "snapshot_download")
+    monkeypatch.setitem(sys.modules, "huggingface_hub", None)
     refused("hf:google/gemma-scope-2b-pt-res/layer_20", "not installed")

@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from atoms.errors import AtomsError
+from atoms.errors import AtomsError, printable
 from atoms.sae import SparseCodes
 from atoms.units.pretrained.formats import Format, read
 from atoms.units.pretrained.hub import PREFIX, fetch
@@ -60,7 +60,7 @@ class PretrainedUnits(Unit):
         self.site = site or sae.site
         self._reads = reads or sae.reads
         if self.site is None:
-            says = f"its files say {sae.trained_on}" if sae.trained_on else "its files do not say"
+            says = f"its files say {printable(sae.trained_on)}" if sae.trained_on else "its files do not say"
             raise AtomsError(
                 f"path={path}: cannot tell which site it was trained for ({says}); give `site`, the name it has in the "
                 "store: resid_post.5, mlp_out.5 or a module's path"
