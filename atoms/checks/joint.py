@@ -18,7 +18,7 @@ from torch import Tensor
 from atoms.checks.bootstrap import Interval, bootstrap_interval
 from atoms.checks.check import Check, Subject
 from atoms.checks.claim import Claim, Section, Verdict
-from atoms.checks.matched_null import MatchedNull
+from atoms.checks.matched_null import MatchedNull, fidelity_matched_null
 from atoms.checks.recovery_margins import CERTIFIED, recovery_margins
 from atoms.checks.row_certificates import RowCertificates
 from atoms.errors import AtomsError
@@ -46,6 +46,11 @@ class JointFindings:
         """
         return float((self.basis_errors[:, min(k, self.basis_errors.shape[1] - 1)] <= eta).double().mean())
 
+    def least_k(self, eta: float, share: float) -> float:
+        """Fewest of its directions per row at which a share of the rows is within ``eta``."""
+        reached = (self.basis_errors <= eta).double().mean(0) >= share
+        return float(reached.int().argmax()) if bool(reached.any()) else math.nan
+
 
 class JointClaim(Check):
     """F(η, K) of the unit beside its controls, and what follows."""
@@ -67,7 +72,10 @@ class JointClaim(Check):
         """Hold F against its controls."""
         if "rows" not in found:
             raise AtomsError("the joint claim rests on the row certificates, which could not be made")
-        return _Judgement(self.subject, found["rows"], found["joint"], found.get("matched_null")).section()
+        matched = None
+        if "representability" in found:
+            matched = fidelity_matched_null(self.subject, found["representability"].held_out.scores["r2"])
+        return _Judgement(self.subject, found["rows"], found["joint"], matched).section()
 
 
 @dataclass(frozen=True, eq=False)
@@ -81,10 +89,9 @@ class _Judgement:
 
     def _interval(self, eta: float, k: int) -> Interval:
         """F of the unit, with an interval over groups of documents."""
-        groups = self.subject.held_out.groups()[self.rows.index.numpy()]
         return bootstrap_interval(
-            {"held": self.rows.holds(eta, k)},
-            groups,
+            {"held": self.rows.joint(eta, k)},
+            self.subject.held_out.groups()[self.rows.index.numpy()],
             lambda sums: sums["held"] / sums["rows"],
             resamples=self.subject.settings.bootstrap,
             seed=self.subject.settings.seed,
@@ -92,71 +99,90 @@ class _Judgement:
 
     def section(self) -> Section:
         """Numbers, the claim and its verdict."""
-        eta, share, k = self.subject.settings.eta, self.subject.settings.share, self.rows.headline_k
-        numbers = {"eta": eta, "share": share, "k": math.nan if k is None else float(k)}
-        numbers |= {"certified": float(self.rows.certified.double().mean())}
-        numbers |= {"certified_same_k": _same_k(self.subject, self.rows)}
-        nulls: dict[str, float] = {}
+        eta, least, k = self.subject.settings.eta, self.subject.settings.share, self.rows.max_k
+        f = self._interval(eta, k)
+        basis = self.joint.basis_f(eta, k)
+        numbers = {
+            "f": f.value,
+            "f_low": f.low,
+            "f_high": f.high,
+            "eta": eta,
+            "k": float(k),
+            "share": least,
+            "f_basis": basis,
+            "certified": float(self.rows.certified.double().mean()),
+            "certified_same_k": _same_k(self.subject, self.rows),
+            "k_half": _least_k(self.rows.joint(eta, self.subject.width), self.rows.used, least),
+            "k_half_basis": self.joint.least_k(eta, least),
+        }
+        nulls = {"whitening basis": basis}
         notes = []
         if self.matched is None:
-            notes.append("The random dictionary of the same fidelity was left out or failed: it does not decide here.")
+            notes.append("The random dictionary of the same fidelity needs representability, which was not measured.")
         else:
-            reached = self.matched.k is not None
-            nulls["random, same fidelity"] = self.matched.certificates.F(eta, self.matched.k) if self.matched.k else 0.0
+            nulls["random, same fidelity"] = self.matched.f if self.matched.reached else 0.0
             numbers |= {
-                "f_matched": nulls["random, same fidelity"] if reached else math.nan,
-                "k_matched": float(self.matched.k) if self.matched.k else math.nan,
+                "f_matched": self.matched.f if self.matched.reached else math.nan,
+                "k_matched": float(self.matched.k) if self.matched.reached else math.nan,
                 "r2_matched": self.matched.r2,
             }
-            if not reached:
+            if not self.matched.reached:
                 notes.append(
-                    f"{self.subject.num_atoms:,} random directions cannot reach the unit's R² of "
-                    f"{self.matched.unit_r2:.3f}: with {len(self.matched.curve)} atoms a row they have "
-                    f"{self.matched.r2:.3f}."
+                    f"{self.subject.num_atoms:,} random directions cannot reach the unit's R²: with {self.matched.k} "
+                    f"atoms a row they have {self.matched.r2:.3f}."
                 )
-        if k is None:
-            verdict, why, value = Verdict.NOT_APPLICABLE, "there is no K to ask at: give checks.max_k", None
-        else:
-            f = self._interval(eta, k)
-            nulls["whitening basis"] = self.joint.basis_f(eta, k)
-            numbers |= {"f": f.value, "f_low": f.low, "f_high": f.high, "f_basis": nulls["whitening basis"]}
-            value = f.value
-            verdict, why = _verdict(value, share, nulls)
+        verdict, why = verdict_of(f, least, nulls)
         claim = Claim(
             name="atoms",
             statement=(
-                f"At least {share:.0%} of held-out rows are rebuilt with a relative squared error of at most {eta:g} by "
-                f"at most {k} atoms, in a code that is provably the only one of least l1 norm."
+                f"At least {max(f.low, least) if f.low == f.low else least:.0%} of held-out rows are rebuilt with a "
+                f"relative squared error of at most {eta:g} by at most {k} atoms, in a code that is provably the only "
+                "one of least l1 norm."
             ),
             verdict=verdict,
             why=why,
             source="Towards Atoms: representability, sparsity and uniqueness on the same row; Fuchs 2004",
             computed_on=f"{len(self.rows):,} held-out rows",
-            value=value,
-            threshold=share,
-            inputs={"eta": eta, "k": numbers["k"]},
+            value=f.value,
+            threshold=least,
+            inputs={"eta": eta, "k": float(k), "f_low": f.low, "f_high": f.high},
             nulls=nulls,
         )
         return Section(JointClaim.name, JointClaim.title, numbers, (claim,), notes=tuple(notes))
 
 
-def _verdict(value: float, share: float, nulls: Mapping[str, float]) -> tuple[Verdict, str]:
-    if value < share:
-        return Verdict.NOT_GUARANTEED, f"F = {value:.3f}, below {share:g}"
-    earned = {name: null for name, null in nulls.items() if null >= share}
-    if earned:
-        said = ", ".join(f"{name}: {null:.3f}" for name, null in earned.items())
-        return Verdict.VACUOUS, f"F = {value:.3f}, but a control earns {share:g} too ({said})"
-    said = ", ".join(f"{name}: {null:.3f}" for name, null in nulls.items())
-    return Verdict.GUARANTEED, f"F = {value:.3f}, at least {share:g}; controls do not ({said})"
+def verdict_of(f: Interval, least: float, nulls: Mapping[str, float]) -> tuple[Verdict, str]:
+    """Judge the share of rows that hold, against the least that is asked and against what controls earn.
+
+    Args:
+        f: The unit's share, with its interval.
+        least: The least share that makes a claim.
+        nulls: Shares of controls under the same predicate, by name.
+
+    Returns:
+        ``guaranteed`` where the unit reaches the least and leaves every control below its interval; ``vacuous`` where
+        one of them comes as far; else ``not guaranteed``. And the reason.
+    """
+    low = f.value if math.isnan(f.low) else f.low
+    beside = ", ".join(f"{name} {null:.3f}" for name, null in nulls.items())
+    if f.value < least:
+        return Verdict.NOT_GUARANTEED, f"F = {f.value:.3f}, below {least:g} ({beside})"
+    if equals := [name for name, null in nulls.items() if null >= low]:
+        return Verdict.VACUOUS, f"F = {f.value:.3f} from {low:.3f}, which {equals[0]} earns too ({beside})"
+    return Verdict.GUARANTEED, f"F = {f.value:.3f} from {low:.3f}; controls stay below ({beside})"
+
+
+def _least_k(held: Tensor, used: Tensor, share: float) -> float:
+    """Fewest atoms per row at which a share of all rows hold, NaN if they never do."""
+    sizes = used[held].sort().values
+    needed = math.ceil(share * len(held))
+    return float(sizes[needed - 1]) if 0 < needed <= len(sizes) else math.nan
 
 
 def _same_k(subject: Subject, rows: RowCertificates) -> float:
     generator = torch.Generator().manual_seed(subject.settings.seed)
     count = min(SAME_K_ROWS, len(rows.k))
-    sizes = rows.k[torch.randperm(len(rows.k), generator=generator)[:count]].clamp_max(
-        (rows.headline_k or subject.width // 2)
-    )
+    sizes = rows.k[torch.randperm(len(rows.k), generator=generator)[:count]].clamp_max(rows.max_k)
     widest = int(sizes.max()) if count else 0
     if widest == 0:
         return float("nan")

@@ -5,8 +5,8 @@ from atoms.checks.identifiability import IdentifiabilityCheck
 from atoms.checks.isometry import IsometryCheck
 from atoms.checks.joint import JointClaim
 from atoms.checks.l1 import L1Check
-from atoms.checks.matched_null import MatchedNullCheck
 from atoms.checks.metric_health import MetricHealth
+from atoms.checks.probing import Use
 from atoms.checks.representability import Representability
 from atoms.checks.row_certificates import RowCertificatesCheck
 from atoms.checks.separability import SeparabilityCheck
@@ -18,7 +18,6 @@ from atoms.checks.uniqueness import UniquenessCheck
 CHECKS: tuple[type[Check], ...] = (
     JointClaim,
     RowCertificatesCheck,
-    MatchedNullCheck,
     Representability,
     Sparsity,
     SeparabilityCheck,
@@ -27,6 +26,7 @@ CHECKS: tuple[type[Check], ...] = (
     L1Check,
     IdentifiabilityCheck,
     Stability,
+    Use,
     Shift,
     MetricHealth,
 )

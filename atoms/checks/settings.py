@@ -6,6 +6,8 @@ from dataclasses import dataclass, field
 
 from atoms.errors import AtomsError
 
+ROWS = ("solved_rows", "null_rows", "refit_rows", "probe_rows", "certified_k")
+
 
 @dataclass(frozen=True)
 class CheckSettings:
