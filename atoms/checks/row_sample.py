@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch.distributed as dist
@@ -13,7 +14,8 @@ from torch import Tensor
 from atoms.sae import SparseCodes
 
 
-class Sampled(NamedTuple):
+@dataclass(frozen=True, eq=False)
+class Sampled:
     """Rows by ascending place.
 
     Attributes:
