@@ -36,7 +36,9 @@ def test_a_norm_behind_the_mlp_leaves_neurons_no_direction(family, tmp_path):
 
 def test_experts_have_no_single_down_projection(tmp_path):
     tiny("mixtral").save_pretrained(tmp_path)
-    with pytest.raises(AtomsError, match=r"there is no mlp_in\.0, because layers\.0 of mixtral is a mixture of experts"):
+    with pytest.raises(
+        AtomsError, match=r"there is no mlp_in\.0, because layers\.0 of mixtral is a mixture of experts"
+    ):
         read_down_projection(resolve(ModelSpec(str(tmp_path))), 0)
 
 

@@ -1,6 +1,8 @@
 """Finding, checking and loading models, with tiny ones on disk and the packaged MiniLM; never the network."""
 
 import hashlib
+import json
+import subprocess
 import sys
 
 import numpy as np
@@ -31,6 +33,7 @@ from atoms.activations.language_model import (
     max_context,
     meta_model,
     pad_batch,
+    read_tensors,
     resolve,
     special_tokens,
 )
@@ -237,6 +240,24 @@ def test_cached_hub_model_in_shards_has_no_single_digest(hub_cache, offline):
     (hub_cache / "model.safetensors").rename(hub_cache / "model-00001-of-00001.safetensors")
     with pytest.raises(AtomsError, match="leave it out for a model in several shards"):
         resolve(ModelSpec("org/tiny", sha256="0" * 64))
+
+
+def test_single_tensors_of_a_hub_model_are_read(hub_cache, offline):
+    name = "encoder.layer.1.output.dense.bias"
+    stored = load_file(hub_cache / "model.safetensors")
+    found = read_tensors(resolve(ModelSpec("org/tiny")), [name, "nonesuch.weight"])
+    assert found.keys() == {name}
+    assert torch.equal(found[name], stored[name])
+
+
+def test_single_tensors_of_a_hub_model_need_only_the_shards_they_lie_in(hub_cache, offline):
+    name = "encoder.layer.1.output.dense.bias"
+    stored = load_file(hub_cache / "model.safetensors")
+    (hub_cache / "model.safetensors").unlink()
+    save_file({name: stored[name]}, hub_cache / "model-00002-of-00002.safetensors")
+    shards = {key: f"model-0000{1 + (key == name)}-of-00002.safetensors" for key in stored}
+    (hub_cache / "model.safetensors.index.json").write_text(json.dumps({"weight_map": shards}))
+    assert torch.equal(read_tensors(resolve(ModelSpec("org/tiny")), [name])[name], stored[name])
 
 
 def test_unreachable_hub_is_asked_once(monkeypatch):

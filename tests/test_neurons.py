@@ -69,12 +69,16 @@ def test_another_model_can_be_named_and_is_held_to_the_store(rows_of, tiny_gpt2,
     weights = load_file(moved / "model.safetensors")
     weights["h.1.mlp.c_proj.weight"][3] += 1.0
     save_file(weights, moved / "model.safetensors", metadata={"format": "pt"})
-    with pytest.raises(AtomsError, match=r"^unit neurons: what they write differs from mlp_out\.1 in the store by \d+%"):
+    with pytest.raises(
+        AtomsError, match=r"^unit neurons: what they write differs from mlp_out\.1 in the store by \d+%"
+    ):
         Neurons(ModelSpec(str(moved))).fit(rows_of("mlp_out.1"))
 
 
 def test_a_model_of_another_shape_is_refused(rows_of, tiny_folder):
-    with pytest.raises(AtomsError, match=r"^unit neurons: the model's down-projection is \(24, 16\), but mlp_in\.1 and"):
+    with pytest.raises(
+        AtomsError, match=r"^unit neurons: the model's down-projection is \(24, 16\), but mlp_in\.1 and"
+    ):
         Neurons(ModelSpec(str(tiny_folder("gpt2")))).fit(rows_of("mlp_out.1"))
 
 

@@ -36,7 +36,7 @@ def test_a_unit_does_what_its_dictionary_does(sae, train, planted_data):
         torch.testing.assert_close(unit.decode(codes), sae(rows), rtol=1e-4, atol=1e-5)
     assert (unit.power, unit.target_l0, unit.name) == (0.5, 2.0, "mine")
     assert torch.equal(unit.threshold, sae.threshold)
-    assert not (unit.atoms.requires_grad or unit.threshold.requires_grad or codes.values.requires_grad)
+    assert not any(tensor.requires_grad for tensor in (unit.atoms, unit.threshold, codes.values))
     # a code never falls short of its threshold: both are coefficients of raw atoms
     assert (codes.values >= unit.threshold[codes.indices.long()]).all()
 

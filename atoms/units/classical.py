@@ -92,6 +92,8 @@ class KMeans(CodedUnit):
         AtomsError: If a number is less than 1 or the encoder is unknown.
     """
 
+    initialised_from_data = True
+
     def __init__(
         self,
         atoms: int | None = None,
@@ -145,6 +147,8 @@ class DictionaryLearning(CodedUnit):
     Raises:
         AtomsError: If a number is less than 1, the penalty is not above 0, or the encoder is unknown.
     """
+
+    initialised_from_data = True
 
     def __init__(
         self,

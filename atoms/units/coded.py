@@ -75,7 +75,8 @@ class CodedUnit(Unit):
 
     def _ready(self, geometry: AtomicInnerProduct) -> None:
         """Derive what `encode` needs: whitened directions, and what turns their coefficients into those of atoms."""
-        self.target_l0 = self.k
+        assert self.k is not None
+        self.target_l0 = min(self.k, len(self.atoms))
         self._geometry = geometry
         whitened = geometry.whiten(self.atoms.double())
         self._directions = unit_rows(whitened)
@@ -83,8 +84,8 @@ class CodedUnit(Unit):
 
     def encode(self, rows: Tensor) -> SparseCodes:
         """Code rows (B, H) with at most k atoms each."""
-        assert self.k is not None
+        assert self.target_l0 is not None
         whitened = self._geometry.whiten(rows.double() - self.centre)
-        found = _PURSUITS[self.encoder](whitened, self._directions, min(self.k, len(self.atoms)))
+        found = _PURSUITS[self.encoder](whitened, self._directions, int(self.target_l0))
         values = found.coefficients * self._per_length[found.support.clamp_min(0)]
         return SparseCodes.from_support(found.support, values, len(self.atoms))

@@ -81,6 +81,8 @@ class DataUnits(CodedUnit):
         k: Most atoms per row.
     """
 
+    initialised_from_data = True
+
     def __init__(self, atoms: int | None = None, encoder: Encoder = "omp", k: int = 1) -> None:
         super().__init__("data", atoms=atoms, encoder=encoder, k=k)
 

@@ -7,7 +7,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-_CHUNK = 128  # rows worked on at once: their k chosen directions each are the memory that counts
+_CHUNK = 64  # rows worked on at once: their k chosen directions each are the memory that counts
 _ZERO = 1e-20  # share of a row's energy below which nothing is left but rounding
 _UNRELATED = 1e-6  # correlation that float32 cannot tell from none
 _DEPENDENT = 1e-13  # squared sine at which a direction lies in the span of others
@@ -35,7 +35,7 @@ def orthogonal_matching_pursuit(rows: Tensor, directions: Tensor, k: int, *, non
     A row stops early when nothing of it is left, or when no direction is correlated with what is left. Correlations are
     computed in float32 of the residual at unit length, all else in float64 by Cholesky updates, so two directions whose
     correlations differ by less than 1e-6 may be taken in either order. There is no Gram matrix of all directions:
-    beside its arguments it needs some 128 (k H + A) numbers.
+    beside its arguments it needs some 64 (k H + A) numbers.
 
     Source: Pati, Rezaiifar and Krishnaprasad 1993; with ``nonnegative``, Bruckstein, Elad and Zibulevsky 2008.
 
