@@ -76,6 +76,8 @@ class Solved:
         l1_ratio: Its l1 norm as a share of that of the unit's code.
         omp_overlap: As `bpdn_overlap`, of orthogonal matching pursuit with as many atoms.
         omp_error: Its squared residual as a share of the unit's.
+        omp_error_refit: The same, where the unit's atoms are given their best coefficients too; NaN where they are
+            dependent.
         witness: Whether either found another support of as few atoms at the unit's error or below, (N,) bool.
         one_sided: Whether all was solved without negative coefficients, as no code of the unit has one.
     """
@@ -91,6 +93,7 @@ class Solved:
     l1_ratio: Tensor
     omp_overlap: Tensor
     omp_error: Tensor
+    omp_error_refit: Tensor
     witness: Tensor
     one_sided: bool
 
@@ -173,6 +176,7 @@ class L1Check(Check):
             "omp_same_support": _mean(solved.omp_overlap == 1),
             "omp_overlap": _mean(solved.omp_overlap),
             "omp_error": solved.omp_error.median().item(),
+            "omp_error_refit": solved.omp_error_refit.nanmedian().item(),
             "witness": _mean(solved.witness),
         }
         notes = [
@@ -246,6 +250,7 @@ def solve(
         "l1_ratio": denoised.primal / code.abs().sum(1),
         "omp_overlap": omp_overlap,
         "omp_error": energy / radius.square(),
+        "omp_error_refit": energy / _refit_energy(target, directions, support, coefficients),
         "witness": (as_good & (omp_overlap < 1)) | (as_sparse & (bpdn_overlap < 1)),
     }
 
@@ -304,6 +309,17 @@ def uniqueness_witness(solved: Solved) -> Claim:
         value=share,
         threshold=0.0,
     )
+
+
+def _refit_energy(target: Tensor, directions: Tensor, support: Tensor, coefficients: Tensor) -> Tensor:
+    """What least squares on the atoms of codes leaves of rows, squared, (B,); NaN where the atoms are dependent."""
+    inside = (coefficients != 0).to(directions.dtype)
+    atoms = directions[support] * inside[..., None]
+    factor, failed = torch.linalg.cholesky_ex(atoms @ atoms.mT + torch.diag_embed(1 - inside))
+    sound = torch.where((failed == 0)[:, None, None], factor, torch.eye(support.shape[1]).to(factor))
+    basis = torch.linalg.solve_triangular(sound, atoms, upper=False)
+    left = target - ((basis @ target[..., None]).mT @ basis).squeeze(1)
+    return left.square().sum(1).where(failed == 0, torch.nan)
 
 
 def _overlap(first: Tensor, second: Tensor) -> Tensor:
