@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -319,7 +319,7 @@ def _refit_energy(target: Tensor, directions: Tensor, support: Tensor, coefficie
     sound = torch.where((failed == 0)[:, None, None], factor, torch.eye(support.shape[1]).to(factor))
     basis = torch.linalg.solve_triangular(sound, atoms, upper=False)
     left = target - ((basis @ target[..., None]).mT @ basis).squeeze(1)
-    return left.square().sum(1).where(failed == 0, torch.nan)
+    return torch.where(failed == 0, left.square().sum(1), torch.nan)
 
 
 def _overlap(first: Tensor, second: Tensor) -> Tensor:
@@ -328,7 +328,7 @@ def _overlap(first: Tensor, second: Tensor) -> Tensor:
     return torch.where(either > 0, (first & second).sum(1) / either.clamp_min(1).double(), 1.0)
 
 
-def _blocks(sample: list[tuple[Tensor, ...]]) -> list[tuple[Tensor, ...]]:
+def _blocks(sample: Sequence[tuple[Tensor, ...]]) -> list[tuple[Tensor, ...]]:
     """Rows of all parts in blocks, sparse ones first: their paths end early."""
     if not sample:
         return []
@@ -340,7 +340,7 @@ def _blocks(sample: list[tuple[Tensor, ...]]) -> list[tuple[Tensor, ...]]:
     joined = [torch.cat([part[i] for part in sample]) for i in (0, 1)]
     joined += [torch.cat([padded(part[i]) for part in sample]) for i in (2, 3)]
     order = (joined[3] != 0).sum(1).argsort(stable=True)
-    return [tuple(part[some] for part in joined) for some in order.split(_BLOCK)]
+    return [tuple(part[some] for part in joined) for some in torch.split(order, _BLOCK)]
 
 
 def _from_all_ranks(value: bool) -> list[bool]:
