@@ -27,6 +27,12 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 torch.set_num_threads(1)  # nothing here is large enough for two
 
 
+def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
+    """A process a core, at most four; only this one where all tests are of one file, which starts sooner so."""
+    files = {argument.partition("::")[0] for argument in config.args}
+    return 0 if len(files) == 1 and Path(files.pop()).is_file() else min(4, os.cpu_count() or 1)
+
+
 @pytest.fixture(autouse=True)
 def _exact_products() -> Iterator[None]:
     """The command chooses the process's matrix product; no later test may compute with what an earlier one chose."""
@@ -70,6 +76,16 @@ def tiny_gpt2(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def text_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Sixty documents of random words, no two alike."""
     return tiny_models.write_text(tmp_path_factory.mktemp("text"), 60)
+
+
+@pytest.fixture(scope="session")
+def much_text(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """As many rows as make several training blocks of one MiB."""
+    folder = tmp_path_factory.mktemp("much")
+    picks = torch.randint(0, 200, (400, 55), generator=torch.Generator().manual_seed(2))
+    for number, row in enumerate(picks.tolist()):
+        (folder / f"{number:03}.txt").write_text(" ".join(f"w{pick}" for pick in row))
+    return folder
 
 
 @pytest.fixture(scope="session")

@@ -1,5 +1,7 @@
 """A small store of two sites that several test files write, read and spoil."""
 
+import os
+import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -9,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 
+from atoms.activations import writer as writing
 from atoms.activations.grid import Grid, Span
 from atoms.activations.spec import site_folder
 from atoms.activations.store import StoreSpec, StoreWriter
@@ -54,6 +57,19 @@ def flip(file: Path, at: int) -> None:
     data = bytearray(file.read_bytes())
     data[at] ^= 1
     file.write_bytes(data)
+
+
+def die_at_commit(number: int) -> None:
+    """From here on this process kills itself where the shards of its n-th block are written and nothing says so."""
+    commit, commits = writing.commit, []
+
+    def die(*args: Any) -> None:
+        commits.append(args)
+        if len(commits) == number:
+            os.kill(os.getpid(), signal.SIGKILL)
+        commit(*args)
+
+    writing.commit = die
 
 
 @contextmanager

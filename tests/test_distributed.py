@@ -4,15 +4,16 @@ import contextlib
 import io
 import json
 import os
-import socket
 import subprocess
 import sys
+import warnings
 from itertools import pairwise
 from pathlib import Path
 
 import pytest
 import torch
 import zarr
+from forked import forked, free_port, lightning_ranks, speak_into
 from mlflow.tracking import MlflowClient
 
 import atoms
@@ -46,59 +47,68 @@ class Witness(L.Callback):
 """
 
 
-def atoms_in(folder: Path, *words: object, launcher: str = "lightning") -> str:
+def atoms_in(folder: Path, *words: object, launcher: str = "fork") -> str:
     """Run the command in ``folder`` and return what it prints: here if one process does it, else in new ones.
 
     Args:
-        launcher: Who starts them: Lightning itself, torchrun, or Slurm (two tasks, each told its place by ``srun``).
+        launcher: Who starts them: Lightning itself; torchrun; Slurm, two tasks that ``srun`` told their place; or a
+            fork of what has been imported, told what Lightning would, which saves every process its imports.
     """
     folder.mkdir(exist_ok=True)
     (folder / "witness.py").write_text(WITNESS)
     words = (*map(str, words), "--trainer.accelerator=cpu")
-    if not any(word.startswith("--trainer.devices") for word in words):
+    devices = [int(word.partition("=")[2]) for word in words if word.startswith("--trainer.devices=")]
+    if not devices:
         with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(io.StringIO()) as out:
             patch.chdir(folder)
             patch.syspath_prepend(folder)
             patch.delenv("MLFLOW_TRACKING_URI", raising=False)
             main(list(words))
         return out.getvalue()
-    environment = {**os.environ, "PYTHONPATH": f"{folder}:{ROOT}", "OMP_NUM_THREADS": "1"}
+    if launcher in ("fork", "srun"):
+        environments = lightning_ranks(devices[0]) if launcher == "fork" else slurm_tasks()
+        places = [(folder, words, rank) for rank in range(devices[0])]
+        codes = forked(_rank, *places, environments=environments)
+        said = [(folder / f"said-{rank}").read_text() for rank in range(devices[0])]
+        assert codes == [0] * devices[0], said
+        assert said[1:] == [""] * (devices[0] - 1)  # only the first rank speaks
+        return (folder / "out.txt").read_text()
+    environment = {**os.environ, "PYTHONPATH": f"{folder}:{ROOT}", "PYTHONWARNINGS": "ignore", "OMP_NUM_THREADS": "1"}
     for name in ("MLFLOW_TRACKING_URI", "LOCAL_RANK", "MASTER_PORT", "NODE_RANK"):
         environment.pop(name, None)
-    command = [sys.executable, "-W", "ignore", "-m", "atoms", *words]
-    places: list[dict[str, str]] = [{}]
-    if launcher == "torchrun":
-        at = ["--nproc_per_node=2", f"--master_port={free_port()}"]
-        command = [sys.executable, "-m", "torch.distributed.run", *at, "-m", "atoms", *words]
-        environment["PYTHONWARNINGS"] = "ignore"
-    if launcher == "srun":
-        job = {"SLURM_NTASKS": 2, "SLURM_NTASKS_PER_NODE": 2, "SLURM_NNODES": 1, "SLURM_JOB_NAME": "atoms"}
-        job |= {"SLURM_JOB_ID": 7, "SLURM_NODEID": 0, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": free_port()}
-        tasks = ({"SLURM_PROCID": rank, "SLURM_LOCALID": rank, **job} for rank in (0, 1))
-        places = [{name: str(value) for name, value in task.items()} for task in tasks]
-    running = [
-        subprocess.Popen(
-            command, cwd=folder, env=environment | place, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE
-        )
-        for place in places
-    ]
-    said = [process.communicate(timeout=240) for process in running]
-    assert not any(process.returncode for process in running), said
-    assert said[1:] == [("", "")] * (len(places) - 1)  # only the first rank speaks
-    return said[0][0]
+    at = ["torch.distributed.run", "--nproc_per_node=2", f"--master_port={free_port()}", "-m"]
+    command = [sys.executable, "-m", *(at if launcher == "torchrun" else []), "atoms", *words]
+    done = subprocess.run(
+        command, cwd=folder, env=environment, capture_output=True, text=True, check=False, timeout=240
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
 
 
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+def slurm_tasks() -> list[dict[str, str]]:
+    """What ``srun`` tells two tasks on one machine."""
+    job = {"SLURM_NTASKS": 2, "SLURM_NTASKS_PER_NODE": 2, "SLURM_NNODES": 1, "SLURM_JOB_NAME": "atoms"}
+    job |= {"SLURM_JOB_ID": 7, "SLURM_NODEID": 0, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": free_port()}
+    tasks = ({"SLURM_PROCID": rank, "SLURM_LOCALID": rank, **job} for rank in (0, 1))
+    return [{name: str(value) for name, value in task.items()} for task in tasks]
+
+
+def _rank(folder: Path, words: tuple[str, ...], rank: int) -> None:
+    """One process of a command: what the first prints goes to ``out.txt``, all else to ``said-<rank>``."""
+    os.chdir(folder)
+    os.environ.pop("MLFLOW_TRACKING_URI", None)
+    sys.path.insert(0, str(folder))
+    sys.argv = ["atoms", *words]  # Lightning compares it with the words it is given
+    warnings.simplefilter("ignore")
+    speak_into(f"said-{rank}" if rank else "out.txt", f"said-{rank}")
+    main(list(words))
 
 
 SETTINGS = {
     "data.batch_size": 64, "data.pool_mib": 1, "data.lanes": 2, "model.expansion": 6, "model.target_l0": 2,
     "model.lr": 5e-3, "trainer.max_epochs": 3, "trainer.limit_train_batches": 72, "trainer.log_every_n_steps": 1,
 }  # fmt: skip
-LAYOUTS = {"one": ((), "lightning"), "two": (TWO, "torchrun"), "grid": (GRID, "lightning")}
+LAYOUTS = {"one": ((), "fork"), "two": (TWO, "torchrun"), "grid": (GRID, "fork")}
 
 
 def fit_words(store: Path, *words: str) -> list[str]:
@@ -187,7 +197,8 @@ class TestFit:
     @pytest.mark.parametrize(("learnt_by", "words"), [("one", SHARDED), ("two", ()), ("grid", ())])
     def test_either_judges_the_checkpoint_of_the_other(self, folders, learnt_by, words):
         path = checkpoint(folders[learnt_by])
-        out = atoms_in(folders[learnt_by] / "judged", "validate", f"--ckpt_path={path}", *words)
+        words = ("validate", f"--ckpt_path={path}", *words)
+        out = atoms_in(folders[learnt_by] / "judged", *words, launcher="lightning")
         table = out.split("logged")[0].rstrip()
         assert "memorisation gap" in table
         assert (folders[learnt_by] / "out.txt").read_text().startswith(table)
@@ -230,7 +241,7 @@ def test_two_tasks_of_slurm_harvest_what_one_process_does(tiny_bert, text_folder
     ]  # fmt: skip
     digests = []
     for name, ranks in (("one", ()), ("two", TWO)):
-        atoms_in(tmp_path / name, "cache", *words, *ranks, launcher="srun" if ranks else "lightning")
+        atoms_in(tmp_path / name, "cache", *words, *ranks, launcher="srun")
         digests.append(ActivationStore.open(tmp_path / name / "store").content_digest())
     assert digests[0] == digests[1]
 

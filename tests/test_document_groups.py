@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from stores import broken_off, flip
 
@@ -24,6 +24,7 @@ from atoms.errors import AtomsError
 CPU = {"accelerator": "cpu", "devices": 1}
 
 
+@settings(deadline=None)
 @given(st.dictionaries(st.integers(0, 50), st.integers(-3, 3)), st.lists(st.integers(-1, 55)))
 def test_rows_are_of_one_group_where_their_documents_are(labels: dict[int, int], rows: list[int]) -> None:
     documents = np.array(list(labels), np.int64)

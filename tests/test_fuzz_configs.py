@@ -1,23 +1,20 @@
 """A short run of the campaign over configs and command lines, and that it would notice."""
 
-import importlib.util
+import importlib
 import sys
 from pathlib import Path
 
 import pytest
 
-PATH = Path(__file__).parent / "campaigns" / "fuzz_configs.py"
+FOLDER = Path(__file__).parent / "campaigns"
 
 
 @pytest.fixture(scope="module")
 def campaign():
     """The campaign's module; it lies outside every package."""
-    found = importlib.util.spec_from_file_location("fuzz_configs", PATH)
-    module = importlib.util.module_from_spec(found)
-    sys.modules["fuzz_configs"] = module
-    found.loader.exec_module(module)
-    yield module
-    del sys.modules["fuzz_configs"]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(FOLDER)
+        yield importlib.import_module("fuzz_configs")
 
 
 @pytest.fixture

@@ -113,6 +113,15 @@ def test_fewer_rows_than_dimensions_still_give_a_metric():
     assert aip.whiten(normal(8, 3, 12)).isfinite().all()
 
 
+@pytest.mark.parametrize("scale", [1.0, 3e-7])
+def test_another_ridge_is_that_of_the_same_moments(scale):
+    moments = Moments.from_rows(uneven_rows(0) * scale)
+    for ridge in (1e-6, 1e-3, 0.1):
+        assert AtomicInnerProduct.from_moments(moments).with_ridge(ridge) == AtomicInnerProduct.from_moments(
+            moments, ridge=ridge
+        )
+
+
 def test_one_massive_coordinate_does_not_turn_the_metric_into_euclid():
     rows = normal(9, 4000, 32)
     rows[:, 0] *= 1e4

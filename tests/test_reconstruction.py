@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from forked import forked
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
@@ -183,7 +184,6 @@ def codes_of(seed: int, count: int = 64) -> torch.Tensor:
 
 
 def _rank(rank: int, folder: str) -> None:
-    torch.set_num_threads(1)
     torch.distributed.init_process_group("gloo", init_method=f"file://{folder}/meeting", rank=rank, world_size=2)
     reconstruction, sparsity = ReconstructionR2(WIDTH, metric_space()), SparsityProfile(5)
     # uneven shares: rank 1 has the smaller one
@@ -199,7 +199,7 @@ def _rank(rank: int, folder: str) -> None:
 
 
 def test_two_ranks_score_as_one(tmp_path: Path):
-    torch.multiprocessing.spawn(_rank, (str(tmp_path),), nprocs=2)
+    assert forked(_rank, (0, str(tmp_path)), (1, str(tmp_path))) == [0, 0]
     reconstruction, sparsity = ReconstructionR2(WIDTH, metric_space()), SparsityProfile(5)
     for seed in (0, 2, 4):
         reconstruction.update(*pair_of(seed))

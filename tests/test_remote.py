@@ -2,8 +2,6 @@
 
 import shutil
 import signal
-import subprocess
-import sys
 from dataclasses import replace
 from pathlib import Path
 from uuid import uuid4
@@ -11,8 +9,9 @@ from uuid import uuid4
 import numpy as np
 import pytest
 import torch
+from forked import forked
 from servers import environment
-from stores import ODD_SITE, SITE, flip, make_rows, make_store, make_tokens, write
+from stores import ODD_SITE, SITE, die_at_commit, flip, make_rows, make_store, make_tokens, write
 from stores import SPEC as LARGER
 
 from atoms.activations import reader
@@ -168,28 +167,14 @@ def test_missing_and_short_objects_are_refused(far, shard_there, cache, ranges):
         ActivationStore.open(far)
 
 
-KILLED = """
-import os, signal, sys
-sys.path.insert(0, sys.argv[2])
-from test_remote import SPEC, write
-from atoms.activations import writer
-from atoms.activations.lock import StoreLock
-commit, commits = writer.commit, []
-def kill_at(*arguments):
-    commits.append(arguments)
-    if len(commits) == 4:  # the shards of this block are written, and nothing says so
-        os.kill(os.getpid(), signal.SIGKILL)
-    commit(*arguments)
-writer.commit = kill_at
-with StoreLock(sys.argv[1]):
-    write(writer.StoreWriter.open(sys.argv[1], SPEC))
-"""
+def _killed(s3):
+    die_at_commit(4)
+    with StoreLock(s3):
+        write(StoreWriter.open(s3, SPEC))
 
 
 def test_a_killed_writer_is_resumed(s3, pristine):
-    arguments = [sys.executable, "-c", KILLED, s3, str(Path(__file__).parent)]
-    child = subprocess.run(arguments, cwd=Path(__file__).parents[1], capture_output=True, check=False)
-    assert child.returncode == -signal.SIGKILL, child.stderr.decode()
+    assert forked(_killed, (s3,)) == [-signal.SIGKILL]
     with pytest.raises(AtomsError, match=r"incomplete, 3 of 4 blocks are done; run `atoms cache`"):
         ActivationStore.open(s3)
     with StoreLock(s3):  # the dead one's is taken over

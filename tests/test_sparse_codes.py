@@ -24,3 +24,15 @@ def test_round_trip_and_concatenation(rows: int, width: int, density: float, cut
 
     pieces = [SparseCodes.from_dense(part) for part in (dense[:cut], dense[cut:])]
     assert torch.equal(SparseCodes.concatenate(pieces).to_dense(), dense)
+
+
+def test_lists_of_atoms_are_sorted_and_what_is_absent_left_out() -> None:
+    support = torch.tensor([[4, 0, 2], [3, -1, -1], [-1, -1, -1], [1, 5, 0]])
+    coefficients = torch.tensor([[1.0, -2.0, 3.0], [5.0, 0.0, 0.0], [0.0, 0.0, 0.0], [7.0, 0.0, 9.0]]).double()
+    codes = SparseCodes.from_support(support, coefficients, 6)
+
+    assert (codes.offsets.dtype, codes.indices.dtype, codes.values.dtype) == (torch.int64, torch.int32, torch.float32)
+    assert codes.offsets.tolist() == [0, 3, 4, 4, 6]
+    assert codes.indices.tolist() == [0, 2, 4, 3, 0, 1]
+    assert codes.values.tolist() == [-2, 3, 1, 5, 9, 7]
+    assert codes.width == 6

@@ -8,6 +8,7 @@ from torch import nn
 
 from atoms.metrics import SparsityProfile, sparsity_profile
 from atoms.metrics.sparsity import row_fingerprints
+from atoms.sae import SparseCodes
 
 ATOMS, WIDTH = 7, 4
 
@@ -52,6 +53,18 @@ def test_any_split_into_batches_and_ranks_gives_the_same_counts(seed, sizes):
     ranks[0].merge_state(ranks[1])
     assert all(torch.equal(a, b) for a, b in zip(ranks[0].pooled(), whole.pooled(), strict=True))
     assert ranks[0].compute() == whole.compute()
+
+
+@settings(deadline=None)
+@given(st.integers(0, 10_000), st.integers(0, 30))
+def test_codes_by_row_count_as_the_dense_ones_do(seed, count):
+    codes, rows = batch_of(seed, count)
+    dense, by_row = SparsityProfile(ATOMS), SparsityProfile(ATOMS)
+    dense.update(codes, rows)
+    by_row.update(SparseCodes.from_dense(codes), rows)
+    assert all(torch.equal(a, b) for a, b in zip(dense.pooled(), by_row.pooled(), strict=True))
+    if count:
+        assert sparsity_profile(SparseCodes.from_dense(codes), rows) == sparsity_profile(codes, rows)
 
 
 def test_blocks_of_dense_codes_do_not_lose_rows(monkeypatch):

@@ -9,7 +9,7 @@ from scipy import integrate, special
 
 from atoms.activations.site_rows import SiteRows
 from atoms.checks.claim import Verdict
-from atoms.checks.stability import Stability, on_a_row, shuffled_directions, weighted_quantile
+from atoms.checks.stability import Stability, _Seen, on_a_row, shuffled_directions, weighted_quantile
 from atoms.errors import AtomsError
 from atoms.geometry import AtomicInnerProduct, Moments
 from atoms.geometry.inner_product import unit_rows
@@ -245,6 +245,19 @@ def test_shuffled_directions_keep_what_turns_to_each_axis():
     assert torch.allclose(along, before, atol=0.03)
     assert along[3] > 0.5
     assert torch.allclose(found.norm(dim=1), torch.ones(300, dtype=torch.float64))
+
+
+def test_counts_of_ranks_add_up():
+    """One rank saw three rows, another two and some training rows, a third none."""
+    ranks = [_Seen(3) for _ in range(3)]
+    ranks[0].update(3, torch.tensor([0, 2, 2]))
+    ranks[1].update(2, torch.tensor([1, 2]))
+    ranks[1].look(100, torch.tensor([True, False, False]))
+    for other in ranks[1:]:
+        ranks[0].merge_state(other)
+    counts = ranks[0].pooled()
+    assert (counts.rows, counts.firing.tolist()) == (5, [1, 1, 3])
+    assert (counts.looked_at, counts.on_rows.tolist()) == (100, [1, 0, 0])
 
 
 def test_weighted_quantiles():

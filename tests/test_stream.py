@@ -1,3 +1,5 @@
+"""Batches of the training stream and of stored order, where they stand, and the thread that reads ahead."""
+
 import gc
 import threading
 from collections import Counter
@@ -6,11 +8,9 @@ from itertools import chain, islice
 import numpy as np
 import pytest
 import torch
-from hypothesis import assume, given, settings
-from hypothesis import strategies as st
+from dealing import dealt
 
 from atoms.activations.grid import Grid
-from atoms.activations.order import Order, epoch_plan
 from atoms.activations.store import ActivationStore, StoreSpec, StoreWriter
 from atoms.activations.stream import OrderedStream, TrainStream
 from atoms.errors import AtomsError
@@ -43,11 +43,21 @@ def make_store(path, dtype, rows=ROWS):
     return ActivationStore.open(path)
 
 
+def readers():
+    return [thread for thread in threading.enumerate() if thread.name == "activation-reader"]
+
+
+def abandoned_readers():
+    """Those that go on although nobody can ask for another batch."""
+    if readers():
+        gc.collect()  # which takes a second where much has been imported
+    return readers()
+
+
 @pytest.fixture(autouse=True)
 def no_thread_is_left():
     yield
-    gc.collect()
-    assert [thread.name for thread in threading.enumerate() if thread.name == "activation-reader"] == []
+    assert abandoned_readers() == []
 
 
 def stream(store, **changes):
@@ -58,101 +68,6 @@ def stream(store, **changes):
 def rows_of(batches):
     """Which rows of the store each batch holds."""
     return [batch["wide"][:, 0].long().tolist() for batch in batches]
-
-
-# --- the order, as a pure function -----------------------------------------------------------------------------------
-
-orders = st.tuples(st.sampled_from([1, 2, 4, 8]), st.integers(1, 5), st.integers(1, 6), st.integers(0, 9)).map(
-    lambda t: Order(seed=t[3], batch_size=t[0] * t[1], lanes=t[0], pool_batches=t[2])
-)
-chunk_counts = st.lists(st.integers(0, 9), min_size=1, max_size=25)
-
-
-def dealt(order, epoch, counts, world_size):
-    """Rows ``(chunk, place in chunk)`` of every global batch, ranks' parts one after the other."""
-    plan = epoch_plan(order, epoch, counts)
-    batches = [[] for _ in range(plan.n_batches)]
-    for rank in range(world_size):
-        lanes = order.lanes_of(rank, world_size)
-        width = len(lanes) * order.lane_rows
-        for pool in range(plan.n_pools):
-            numbers = plan.batches(pool)
-            slots = {}
-            for piece in plan.pieces(pool, lanes):
-                for row, slot in zip(range(piece.start, piece.stop), piece.slots, strict=True):
-                    assert slot not in slots
-                    slots[int(slot)] = (piece.chunk, row)
-            assert sorted(slots) == list(range(len(numbers) * width))
-            for j, number in enumerate(numbers):
-                batches[number] += [slots[j * width + i] for i in range(width)]
-    return batches
-
-
-@given(orders, st.integers(0, 3), chunk_counts)
-@settings(max_examples=120, deadline=None)
-def test_global_batches_do_not_depend_on_the_number_of_ranks(order, epoch, counts):
-    assume(sum(counts) >= order.batch_size)
-    alone = dealt(order, epoch, counts, 1)
-    for world_size in (2, 4):
-        if order.lanes % world_size == 0:
-            assert dealt(order, epoch, counts, world_size) == alone
-
-
-@given(orders, st.integers(0, 3), chunk_counts)
-@settings(max_examples=120, deadline=None)
-def test_every_row_comes_at_most_once_and_few_are_left_over(order, epoch, counts):
-    assume(sum(counts) >= order.batch_size)
-    batches = dealt(order, epoch, counts, 1)
-    assert all(len(batch) == order.batch_size for batch in batches)
-    rows = [row for batch in batches for row in batch]
-    assert len(set(rows)) == len(rows)
-    assert sum(counts) - len(rows) == sum(counts) % order.batch_size
-    assert all(0 <= place < counts[chunk] for chunk, place in rows)
-
-
-def test_ranks_read_few_chunks_twice():
-    """A rank reads the chunks its lanes touch, so together they read each little more than once."""
-    order = Order(seed=0, batch_size=64, lanes=8, pool_batches=10)
-    plan = epoch_plan(order, 0, [16] * 400)
-    reads = Counter(
-        piece.chunk
-        for pool in range(plan.n_pools)
-        for rank in range(4)
-        for piece in plan.pieces(pool, order.lanes_of(rank, 4))
-    )
-    assert len(reads) == 400
-    assert sum(reads.values()) <= 400 + plan.n_pools * 4
-
-
-def test_rows_of_a_chunk_are_spread_over_batches():
-    """Beyond what chance would do to them, rows of one chunk do not meet in a batch."""
-    order = Order(seed=1, batch_size=64, lanes=4, pool_batches=32)
-    batches = dealt(order, 0, [64] * 64, 1)
-    together = sum(n * (n - 1) for batch in batches for n in Counter(chunk for chunk, _ in batch).values())
-    # a chunk lies within one lane and pool (borders aside), where its 64 rows fall into 32 batches at random
-    by_chance = 64 * 64 * 63 / 32
-    assert 0.8 * by_chance < together < 1.2 * by_chance
-
-
-def test_epochs_seeds_pools_and_lanes_differ():
-    def flat(seed: int, epoch: int) -> list:
-        return [row for batch in dealt(Order(seed, 16, 4, 3), epoch, [16] * 12, 1) for row in batch]
-
-    assert flat(0, 0) == flat(0, 0)
-    assert len({tuple(flat(seed, epoch)) for seed in range(3) for epoch in range(3)}) == 9
-
-
-def test_every_lane_of_every_pool_is_shuffled_its_own_way():
-    order = Order(seed=0, batch_size=32, lanes=4, pool_batches=4)
-    slots = {
-        tuple(
-            np.concatenate([piece.slots for piece in epoch_plan(order, epoch, [16] * 24).pieces(pool, range(v, v + 1))])
-        )
-        for epoch in range(2)
-        for pool in range(3)
-        for v in range(4)
-    }
-    assert len(slots) == 2 * 3 * 4
 
 
 @pytest.mark.parametrize(
@@ -368,10 +283,6 @@ def iter_from(store, state, **changes):
 # --- the thread ------------------------------------------------------------------------------------------------------
 
 
-def readers():
-    return [thread for thread in threading.enumerate() if thread.name == "activation-reader"]
-
-
 @pytest.mark.parametrize("ending", ["close", "forget", "break", "stream"])
 def test_thread_ends_with_its_consumer(store, ending):
     train = stream(store)
@@ -389,8 +300,7 @@ def test_thread_ends_with_its_consumer(store, ending):
         del batches
         for _ in train:
             break
-    gc.collect()
-    assert readers() == []
+    assert abandoned_readers() == []
 
 
 def test_thread_ends_with_the_epoch(store):
@@ -481,6 +391,26 @@ def test_ordered_mask_and_limit(store):
     assert len(ordered) == 4
     assert rows.tolist() == np.flatnonzero(valid)[:15].tolist()
     assert torch.cat([batch.row_index for batch in ordered]).tolist() == rows.tolist()
+
+
+@pytest.mark.parametrize("world_size", [1, 2, 3, 7])
+@pytest.mark.parametrize("batch_size", [1, 7, 16, 50, 200])
+def test_whole_batches_are_the_same_for_any_number_of_ranks(store, world_size, batch_size):
+    valid = np.arange(83) % 5 != 2
+    options = {"batch_size": batch_size, "valid": valid, "limit_rows": 60, "whole_batches": True}
+    alone = list(OrderedStream(store, "val", **options))
+    assert [index for batch in alone for index in batch.row_index.tolist()] == np.flatnonzero(valid)[:60].tolist()
+    assert {len(batch.row_index) for batch in alone[:-1]} <= {batch_size}
+    streams = [OrderedStream(store, "val", rank=rank, world_size=world_size, **options) for rank in range(world_size)]
+    ranks = [list(stream) for stream in streams]
+    assert [len(stream) for stream in streams] == [len(batches) for batches in ranks]
+    assert max(map(len, ranks)) - min(map(len, ranks)) <= 1
+    for number, whole in enumerate(alone):
+        dealt = ranks[number % world_size][number // world_size]
+        assert dealt.row_index.tolist() == whole.row_index.tolist()
+        assert dealt.rows["wide"][:, 0].long().tolist() == whole.row_index.tolist()
+        assert torch.equal(dealt.rows["narrow"], whole.rows["narrow"])
+    assert sum(map(len, ranks)) == len(alone)
 
 
 def test_ordered_reads_a_chunk_once(store, monkeypatch):

@@ -1,7 +1,8 @@
 """The record of what is whole: one sealed file per block, written after its shards, and one for the store."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from typing import Any, Self
 
@@ -59,6 +60,20 @@ def shard_digest(checksums: NDArray[np.uint8]) -> str:
     return f"{SHARD}{sha256_of(np.ascontiguousarray(checksums))}"
 
 
+@contextmanager
+def _read(data: bytes, whole: str) -> Iterator[dict[str, Any]]:
+    """What a sealed file says, with the records of its files; whatever turns out to be missing in it is damage."""
+    content = unseal(data)
+    try:
+        yield content | {"files": {name: FileRecord(**record) for name, record in content["files"].items()}}
+    except (KeyError, TypeError, AttributeError) as error:
+        raise DamagedFileError(f"it lacks what {whole} has") from error
+
+
+def _counts(sites: dict[str, dict[str, int]]) -> dict[str, NonFinite]:
+    return {site: NonFinite(**counts) for site, counts in sites.items()}
+
+
 @dataclass(frozen=True)
 class BlockRecord:
     """A block whose shards are all written.
@@ -87,16 +102,8 @@ class BlockRecord:
         Raises:
             DamagedFileError: It is not what was written.
         """
-        content = unseal(data)
-        try:
-            return cls(
-                content["identity_hash"],
-                content["rows"],
-                {name: FileRecord(**record) for name, record in content["files"].items()},
-                {site: NonFinite(**counts) for site, counts in content["nonfinite"].items()},
-            )
-        except (KeyError, TypeError, AttributeError) as error:
-            raise DamagedFileError("it lacks what a manifest has") from error
+        with _read(data, "a manifest") as content:
+            return cls(**content | {"nonfinite": _counts(content["nonfinite"])})
 
 
 @dataclass(frozen=True)
@@ -162,20 +169,9 @@ class Seal:
         Raises:
             DamagedFileError: It is not what was written.
         """
-        content = unseal(data)
-        try:
-            return cls(
-                **{
-                    **content,
-                    "files": {name: FileRecord(**record) for name, record in content["files"].items()},
-                    "nonfinite": {
-                        split: {site: NonFinite(**counts) for site, counts in sites.items()}
-                        for split, sites in content["nonfinite"].items()
-                    },
-                }
-            )
-        except (KeyError, TypeError, AttributeError) as error:
-            raise DamagedFileError("it lacks what a whole store has") from error
+        with _read(data, "a whole store") as content:
+            nonfinite = {split: _counts(sites) for split, sites in content["nonfinite"].items()}
+            return cls(**content | {"nonfinite": nonfinite})
 
 
 def manifest_name(span: Span) -> str:

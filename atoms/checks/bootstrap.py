@@ -54,10 +54,8 @@ def resampled_sums(
         ValueError: If lengths disagree.
     """
     labels = np.asarray(groups)
-    count, inverse = 0, labels
-    if len(labels):
-        unique, inverse = np.unique(labels, return_inverse=True)
-        count = len(unique)
+    unique, inverse = np.unique(labels, return_inverse=True)
+    count = len(unique)
     sums: dict[str, Tensor] = {}
     for name, column in {**columns, "rows": torch.ones(len(labels), dtype=torch.float64)}.items():
         if len(column) != len(labels):

@@ -6,6 +6,7 @@ import hashlib
 import importlib.metadata
 import sys
 import time
+import traceback
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
@@ -121,6 +122,11 @@ class _Slot:
             return action()
         except AtomsError as error:
             self.failure = str(error)
+            return None
+        except (ArithmeticError, LookupError, RuntimeError, TypeError, ValueError, MemoryError) as error:
+            # A fault of ours must not cost what the other checks found; the trace stays for the report of it.
+            self.failure = f"{printable(str(error)) or 'no more is said'} ({type(error).__name__}; please report it)"
+            traceback.print_exc()
             return None
         finally:
             self.seconds += time.perf_counter() - started

@@ -57,7 +57,7 @@ class Subject:
     @cached_property
     def norms(self) -> Tensor:
         """‖d‖_S of the raw atoms, (A,) float64 on the device; coefficients are multiplied by it before theorems."""
-        return self.geometry.norm(self.unit.atoms.to(self.device))
+        return torch.cat([self.geometry.norm(block) for block in torch.split(self.unit.atoms.to(self.device), 8192)])
 
     @cached_property
     def directions(self) -> Tensor:

@@ -9,27 +9,25 @@ from typing import Any, ClassVar
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
-from scipy import linalg, optimize
 from torch import Tensor
 
 from atoms.checks.check import Check, Encoded, Subject
 from atoms.checks.claim import Claim, Section, Verdict
-from atoms.checks.predicates import threshold_window
 from atoms.checks.row_table import RowTable
 from atoms.checks.separability import Separability
+from atoms.checks.support_refit import refit
 from atoms.checks.support_sample import spread_rows
+from atoms.checks.threshold_windows import Amplitudes, Windows, best_threshold, windows_of
 from atoms.errors import AtomsError
 from atoms.geometry import welch
 
-_Floats = NDArray[np.float64]
 _SOURCE = "Towards Atoms (arXiv 2509.20784), T5"
 _WORK = 1e11  # K⁴ of the rows refitted, summed: seconds on one core
 
 
 @dataclass(frozen=True, eq=False)
 class Identifiability:
-    """What the theorem's encoder does on rows that use an atom. Coefficients are those on atoms of unit ‖·‖_S.
+    """What the theorem's encoder does on rows that use an atom, in S.
 
     `synthetic` rows are ``δ D``, of which the unit's codes δ are the truth; `real` ones are ``x - centre``. The encoder
     is the theorem's, ``W_enc = D̂ S`` with atoms of unit length, whatever the unit's own. On the support of a row its
@@ -38,34 +36,28 @@ class Identifiability:
     Attributes:
         index: Place of each row in its split, (rows,) int64.
         k: Atoms of each row, (rows,) int64.
-        low: Least coefficient, (rows,) float64; negative where a code is.
-        high: Largest absolute coefficient.
+        amplitudes: In ``"S"`` and, for a unit whose encoder works in ``S^p``, in ``"encoder"``.
         synthetic_on: ``on`` of the synthetic row, (rows,) float64.
         synthetic_off: ``off`` of it, at least 0.
         synthetic_error: ``‖z_T - δ‖ / ‖δ‖``: how far what passes the threshold is from the amplitudes.
         real_on: ``on`` of the real row.
         real_off: ``off`` of it, at least 0.
         real_overlap: Share of the support among the K largest pre-activations of the real row.
-        theta_on: Largest deployed threshold on the support; NaN for a unit without thresholds.
-        theta_off: Least deployed threshold off the support; NaN likewise.
         synthetic_deployed: 1 where the deployed thresholds find the support of the synthetic row, else 0.
         real_deployed: 1 where they find that of the real row.
         silent: Rows without an atom, which are left out of all of the above.
-        refits: Columns of a sample of rows, (sampled,) float64 each: see `_refit`.
+        refits: Columns of a sample of rows, (sampled,) float64 each: see `atoms.checks.support_refit`.
     """
 
     index: Tensor
     k: Tensor
-    low: Tensor
-    high: Tensor
+    amplitudes: dict[str, Amplitudes]
     synthetic_on: Tensor
     synthetic_off: Tensor
     synthetic_error: Tensor
     real_on: Tensor
     real_off: Tensor
     real_overlap: Tensor
-    theta_on: Tensor
-    theta_off: Tensor
     synthetic_deployed: Tensor
     real_deployed: Tensor
     silent: int
@@ -80,16 +72,21 @@ class IdentifiabilityCheck(Check):
 
     def __init__(self, subject: Subject) -> None:
         super().__init__(subject)
-        unit = subject.unit
         self._norms, self._directions = subject.norms, subject.directions
-        threshold: Tensor | None = getattr(unit, "threshold", None)
-        self._theta = None if threshold is None else threshold.detach().to(subject.device).double() * self._norms
+        threshold: Tensor | None = getattr(subject.unit, "threshold", None)
+        self._threshold = None if threshold is None else threshold.detach().to(subject.device).double()
+        power: float | None = getattr(subject.unit, "power", None)
+        self._lengths = {"S": self._norms}
+        if power is not None and power != 1:
+            blocks = torch.split(subject.unit.atoms.to(subject.device), 8192)
+            lengths = [subject.geometry.whiten(block.double(), power).norm(dim=1) for block in blocks]
+            self._lengths["encoder"] = torch.cat(lengths)
         self._rows, self._refits = RowTable(), RowTable()
         self._sample = spread_rows(subject, 8 * subject.settings.solved_rows)
 
     def update(self, batch: Encoded) -> None:
         """Look at a batch, as many rows at once as fit."""
-        rows = max(1, self.subject.settings.memory_mib * 2**20 // (6 * 8 * len(self._norms)))
+        rows = max(1, self.subject.settings.memory_mib * 2**20 // (64 * len(self._norms)))
         offsets = batch.codes.offsets.tolist()
         for start in range(0, len(batch.index), rows):
             stop = min(start + rows, len(batch.index))
@@ -105,17 +102,13 @@ class IdentifiabilityCheck(Check):
     def _look(self, index: Tensor, rows: Tensor, owner: Tensor, atom: Tensor, value: Tensor) -> None:
         """Rows (B, H), and their entries by row: which row of these, which atom, which coefficient."""
         size = len(rows)
-        value = value.double() * self._norms[atom]
-        present = value != 0  # an atom of zero norm adds nothing
-        owner, atom, value = owner[present], atom[present], value[present]
+        present = (value != 0) & (self._norms[atom] > 0)  # an atom of zero norm adds nothing
+        owner, atom, raw = owner[present], atom[present], value[present].double()
         k = torch.bincount(owner, minlength=size)
+        value = raw * self._norms[atom]
         codes = value.new_zeros(size, len(self._norms)).index_put_((owner, atom), value)
         whole = self.subject.geometry.whiten(rows.double() - self.subject.unit.centre.double())
-        columns: dict[str, Tensor] = {
-            "k": k,
-            "low": _least(value, owner, size),
-            "high": -_least(-value.abs(), owner, size),
-        }
+        columns: dict[str, Tensor] = {"k": k}
         support = codes != 0
         for name, made in (("synthetic", codes @ self._directions), ("real", whole)):
             pre = made @ self._directions.T
@@ -126,14 +119,17 @@ class IdentifiabilityCheck(Check):
                 columns["synthetic_error"] = (wrong / codes.square().sum(1)).sqrt()
             else:
                 columns["real_overlap"] = _overlap(pre, k, owner, atom)
-            fires = support if self._theta is None else pre >= self._theta
+            fires = support if self._threshold is None else pre >= self._threshold * self._norms
             columns[f"{name}_deployed"] = ((fires & (self._norms > 0)) == support).all(1).long()
             columns[f"{name}_off"] = pre.masked_fill_(support, -math.inf).amax(1).clamp_min_(0)
-        theta = torch.full_like(self._norms, math.nan) if self._theta is None else self._theta
-        columns["theta_on"] = -_least(-theta[atom], owner, size)
-        outside = torch.where(self._norms > 0, theta, math.inf).expand(size, -1)
-        columns["theta_off"] = outside.masked_fill(support, math.inf).amin(1)
-
+        for name, lengths in self._lengths.items():
+            amplitudes = raw * lengths[atom]
+            columns[f"{name}_low"] = _least(amplitudes, owner, size)
+            columns[f"{name}_high"] = -_least(-amplitudes.abs(), owner, size)
+            theta = torch.full_like(lengths, math.nan) if self._threshold is None else self._threshold * lengths
+            columns[f"{name}_theta_on"] = -_least(-theta[atom], owner, size)
+            others = torch.where(self._norms > 0, theta, math.inf).expand(size, -1)
+            columns[f"{name}_theta_off"] = others.masked_fill(support, math.inf).amin(1)
         self._rows.add(index, **columns)
         whole = whole.cpu()
         for line in torch.isin(index.cpu(), self._sample).nonzero().squeeze(1).tolist():
@@ -142,7 +138,7 @@ class IdentifiabilityCheck(Check):
             if every and place % every == 0:
                 mine = owner == line
                 chosen = self._directions[atom[mine]].cpu().numpy()
-                numbers = _refit(chosen, value[mine].cpu().numpy(), whole[line].numpy())
+                numbers = refit(chosen, value[mine].cpu().numpy(), whole[line].numpy())
                 self._refits.add(index[line : line + 1], **{n: torch.tensor([number]) for n, number in numbers.items()})
 
     def compute(self) -> Identifiability:
@@ -159,85 +155,60 @@ class IdentifiabilityCheck(Check):
                 "look at its thresholds"
             )
         columns = {name: column[active] for name, column in rows.items()}
-        return Identifiability(**columns, silent=int((~active).sum()), refits=refits)
+        amplitudes = {
+            name: Amplitudes(*(columns.pop(f"{name}_{part}") for part in ("low", "high", "theta_on", "theta_off")))
+            for name in self._lengths
+        }
+        return Identifiability(**columns, amplitudes=amplitudes, silent=int((~active).sum()), refits=refits)
 
     def report(self, found: Mapping[str, Any]) -> Section:
         """The section; the theorem's windows need the result of ``separability``."""
         own: Identifiability = found[self.name]
         separability: Separability | None = found.get("separability")
-        deployed = self._theta is not None
-        mu = math.nan if separability is None else separability.maximum
-        low, high = threshold_window(own.k, mu, own.low, own.high)
-        tau, covered = best_threshold(low, high)
-        chosen, _ = best_threshold(own.synthetic_off, own.synthetic_on)
-        numbers = _numbers(own, low, high, chosen, deployed) | {"epsilon": mu, "tau": tau, "coverage": covered}
-        claims = []
-        if separability is not None:
-            claims = _window_claims(own, separability, numbers, deployed)
+        windows = windows_of(own.k, own.amplitudes, separability)
+        tau, _ = best_threshold(own.synthetic_off, own.synthetic_on)
+        numbers = _numbers(own, tau) | {
+            "epsilon": math.nan if separability is None else separability.maximum,
+            **{("" if name == "S" else f"{name}_") + key: n for name, w in windows.items() for key, n in w.numbers()},
+        }
+        if self._threshold is None:
+            numbers |= dict.fromkeys(("synthetic_deployed", "real_deployed"), math.nan)
+        claims = [] if separability is None else _window_claims(own, separability, windows)
         claims += [
-            _support_claim("synthetic", own.index, own.synthetic_off, own.synthetic_on, chosen),
-            _support_claim("real", own.index, own.real_off, own.real_on, chosen),
+            _support_claim("synthetic", own.index, own.synthetic_off, own.synthetic_on, tau),
+            _support_claim("real", own.index, own.real_off, own.real_on, tau),
         ]
         notes = [
             "The theorem is about supports: what passes the threshold is z_T = G_T δ_T, not δ_T. Amplitudes off by "
             f"{numbers['synthetic_amplitude_q50']:.1%} in half of the rows; least squares on the support mends it.",
-            "Windows are those in S; a miss there says nothing about other inner products.",
+            "Windows are known in S and in the encoder's inner product; a miss there says nothing about others.",
         ]
         if own.silent:
             notes.append(f"{own.silent:,} rows use no atom and are left out.")
         if numbers["signed"]:
             notes.append(f"{numbers['signed']:.1%} of the rows have a negative coefficient, which no threshold passes.")
-        if not deployed:
+        if self._threshold is None:
             notes.append("The unit has no thresholds of its own to hold against the windows.")
-        tables = {"windows": _quantiles(own, low, high), "thresholds": _curves(own, low, high)}
+        tables = {"windows": _quantiles(own, windows), "thresholds": _curves(own, windows)}
         return Section(self.name, self.title, numbers, tuple(claims), tables, tuple(notes))
 
 
-def best_threshold(low: Tensor, high: Tensor) -> tuple[float, float]:
-    """The threshold inside most of the windows ``low < tau < high``, in the middle of where it may lie.
-
-    Args:
-        low: (rows,) float64, not negative; NaN makes a window that holds nothing.
-        high: (rows,) float64.
-
-    Returns:
-        The threshold, NaN where no window holds any, and the share of the windows that hold it.
-    """
-    open_ = low < high
-    begins, ends = low[open_].sort().values, high[open_].sort().values
-    if not len(begins):
-        return math.nan, 0.0
-    held = torch.searchsorted(begins, begins, right=True) - torch.searchsorted(ends, begins, right=True)
-    best = int(held.argmax())
-    begin = begins[best]
-    end = ends[torch.searchsorted(ends, begin, right=True)]
-    later = begins[begins > begin]
-    if len(later):
-        end = torch.minimum(end, later[0])
-    return ((begin + end) / 2).item(), int(held[best]) / len(low)
-
-
-def _window_claims(
-    own: Identifiability, separability: Separability, numbers: dict[str, float], deployed: bool
-) -> list[Claim]:
-    rows = f"{len(own.k):,} held-out rows"
-    largest, mu = int(own.k.max()), separability.maximum
+def _window_claims(own: Identifiability, separability: Separability, windows: dict[str, Windows]) -> list[Claim]:
+    rows, largest = f"{len(own.k):,} held-out rows", int(own.k.max())
     least = welch(separability.width, separability.alive) * (2 * largest - 1)
-    why = (
-        f"mu = {mu:.4f}: {numbers['window']:.1%} of the rows have a window at all, {numbers['coverage']:.1%} share the "
-        "best threshold"
-    )
-    if bool((own.low < 0).all()):
-        verdict, why = (
-            Verdict.NOT_APPLICABLE,
-            "every row has a negative coefficient: the theorem is about others",
-        )
-    elif numbers["coverage"] == 1:
+    missed = Verdict.UNATTAINABLE if least >= 1 else Verdict.NOT_GUARANTEED
+    beyond = f"; at K = {largest} no dictionary of this size leaves a window" if least >= 1 else ""
+    signed = bool((own.amplitudes["S"].low < 0).all())
+
+    best = max(windows.values(), key=lambda w: w.coverage)
+    shares = ", ".join(f"{w.coverage:.1%} ({name})" for name, w in windows.items())
+    why = f"the best threshold lies in the windows of {shares} of the rows; mu = {separability.maximum:.4f} in S"
+    if signed:
+        verdict, why = Verdict.NOT_APPLICABLE, "every row has a negative coefficient: the theorem is about others"
+    elif best.coverage == 1:
         verdict = Verdict.GUARANTEED
-    elif least >= 1:
-        verdict, why = Verdict.UNATTAINABLE, f"{why}; at K = {largest} no dictionary of this size leaves a window"
     else:
-        verdict = Verdict.NOT_GUARANTEED
+        verdict, why = missed, why + beyond
     claims = [
         Claim(
             name="t5",
@@ -246,22 +217,21 @@ def _window_claims(
             why=why,
             source=_SOURCE,
             computed_on=rows,
-            value=numbers["coverage"],
+            value=best.coverage,
             threshold=1.0,
-            inputs={"epsilon": mu, "tau": numbers["tau"], "window": numbers["window"]},
+            inputs={"epsilon": separability.maximum, "k_max": largest},
         )
     ]
-    share = numbers["deployed_window"]
-    if not deployed or verdict is Verdict.NOT_APPLICABLE:
+
+    held = [w.deployed.double().mean().item() for w in windows.values() if w.deployed is not None]
+    if signed or not held:
         verdict = Verdict.NOT_APPLICABLE
-        why = "the unit has no thresholds" if not deployed else why
-    elif share == 1:
+        why = why if signed else "the unit has no thresholds"
+    elif max(held) == 1:
         verdict, why = Verdict.GUARANTEED, "they lie in every row's window"
     else:
-        verdict = Verdict.UNATTAINABLE if least >= 1 else Verdict.NOT_GUARANTEED
-        why = f"they lie in the windows of {share:.1%} of the rows"
-    return [
-        *claims,
+        verdict, why = missed, f"they lie in the windows of {max(held):.1%} of the rows{beyond}"
+    claims.append(
         Claim(
             name="t5_deployed",
             statement="The unit's thresholds on the theorem's encoder find the atoms of every row made of them.",
@@ -269,10 +239,11 @@ def _window_claims(
             why=why,
             source=_SOURCE,
             computed_on=rows,
-            value=None if math.isnan(share) else share,
+            value=max(held, default=None),
             threshold=1.0,
-        ),
-    ]
+        )
+    )
+    return claims
 
 
 def _support_claim(kind: str, index: Tensor, off: Tensor, on: Tensor, tau: float) -> Claim:
@@ -300,42 +271,39 @@ def _support_claim(kind: str, index: Tensor, off: Tensor, on: Tensor, tau: float
     )
 
 
-def _numbers(own: Identifiability, low: Tensor, high: Tensor, tau: float, deployed: bool) -> dict[str, float]:
+def _numbers(own: Identifiability, tau: float) -> dict[str, float]:
     def share(which: Tensor) -> float:
         return which.double().mean().item()
 
-    missing = math.nan
     numbers = {
         "rows": len(own.k),
         "silent": own.silent,
-        "signed": share(own.low < 0),
-        "window": share(low < high),
-        "deployed_window": share((low < own.theta_off) & (own.theta_on < high)) if deployed else missing,
+        "signed": share(own.amplitudes["S"].low < 0),
         "synthetic_tau": tau,
         "synthetic_separable": share(own.synthetic_off < own.synthetic_on),
         "synthetic_exact": share((own.synthetic_off < tau) & (tau <= own.synthetic_on)),
-        "synthetic_deployed": share(own.synthetic_deployed) if deployed else missing,
+        "synthetic_deployed": share(own.synthetic_deployed),
         "synthetic_amplitude_q50": _median(own.synthetic_error),
         "synthetic_amplitude_max": own.synthetic_error.max().item(),
         "real_separable": share(own.real_off < own.real_on),
         "real_exact": share((own.real_off < tau) & (tau <= own.real_on)),
         "real_exact_best": best_threshold(own.real_off, own.real_on)[1],
-        "real_deployed": share(own.real_deployed) if deployed else missing,
+        "real_deployed": share(own.real_deployed),
         "real_overlap": own.real_overlap.mean().item(),
         "refitted": len(own.refits["index"]) if own.refits else 0,
     }
     for name in ("synthetic_ls", "synthetic_nnls"):
-        numbers[f"{name}_max"] = own.refits[name].max().item() if own.refits else missing
+        numbers[f"{name}_max"] = own.refits[name].max().item() if own.refits else math.nan
     for name in ("real_ls", "real_nnls", "error_unit", "error_ls", "error_nnls"):
-        numbers[f"{name}_q50"] = _median(own.refits[name]) if own.refits else missing
+        numbers[f"{name}_q50"] = _median(own.refits[name]) if own.refits else math.nan
     return numbers
 
 
-def _quantiles(own: Identifiability, low: Tensor, high: Tensor) -> dict[str, list[float] | list[str]]:
+def _quantiles(own: Identifiability, windows: dict[str, Windows]) -> dict[str, list[float] | list[str]]:
     at = np.arange(101) / 100
     columns = {
-        "window_low": low,
-        "window_high": high,
+        "window_low": windows["S"].low,
+        "window_high": windows["S"].high,
         "synthetic_off": own.synthetic_off,
         "synthetic_on": own.synthetic_on,
         "real_off": own.real_off,
@@ -344,12 +312,13 @@ def _quantiles(own: Identifiability, low: Tensor, high: Tensor) -> dict[str, lis
     return {"q": at.tolist(), **{name: np.quantile(column.numpy(), at).tolist() for name, column in columns.items()}}
 
 
-def _curves(own: Identifiability, low: Tensor, high: Tensor) -> dict[str, list[float] | list[str]]:
+def _curves(own: Identifiability, windows: dict[str, Windows]) -> dict[str, list[float] | list[str]]:
     """Share of rows whose support a threshold finds, by threshold: surely, on synthetic rows and on real ones."""
-    tau = torch.linspace(0, float(np.quantile(own.high.numpy(), 0.99)), 201, dtype=torch.float64)[1:]
+    top = float(np.quantile(own.amplitudes["S"].high.numpy(), 0.99))
+    tau = torch.linspace(0, top, 201, dtype=torch.float64)[1:]
     columns: dict[str, list[float] | list[str]] = {"tau": tau.tolist()}
     for name, (start, stop) in {
-        "guaranteed": (low, high),
+        "guaranteed": (windows["S"].low, windows["S"].high),
         "synthetic": (own.synthetic_off, own.synthetic_on),
         "real": (own.real_off, own.real_on),
     }.items():
@@ -374,42 +343,3 @@ def _overlap(pre: Tensor, k: Tensor, owner: Tensor, atom: Tensor) -> Tensor:
     floor = pre.topk(most, dim=1).values.gather(1, (k - 1).clamp_min(0).unsqueeze(1)).squeeze(1)
     hits = (pre[owner, atom] >= floor[owner]).double()
     return torch.zeros_like(floor).index_add_(0, owner, hits) / k
-
-
-def _refit(atoms: _Floats, codes: _Floats, row: _Floats) -> dict[str, float]:
-    """Solve a row's coefficients again on its support, by least squares and by non-negative least squares.
-
-    Args:
-        atoms: Unit atoms of the support, whitened, (K, H) float64.
-        codes: The unit's coefficients on them, (K,) float64.
-        row: The real row, whitened and without its centre, (H,) float64.
-
-    Returns:
-        ``synthetic_ls`` and ``synthetic_nnls``: relative error of the amplitudes where the row is ``codes @ atoms``.
-        ``real_ls`` and ``real_nnls``: how far the unit's amplitudes are from the refitted ones, relative to these.
-        ``error_unit``, ``error_ls`` and ``error_nnls``: squared error of the real row as a share of its square.
-    """
-    numbers = {}
-    square = max(float(row @ row), np.finfo(np.float64).tiny)
-    residual = row - codes @ atoms
-    numbers["error_unit"] = float(residual @ residual) / square
-    basis, triangle = np.linalg.qr(atoms.T)
-    for name, solve in (("ls", _least_squares), ("nnls", _non_negative)):
-        exact, real = solve(triangle, triangle @ codes), solve(triangle, row @ basis)
-        numbers[f"synthetic_{name}"] = _relative(exact, codes)
-        numbers[f"real_{name}"] = _relative(codes, real)
-        residual = row - real @ atoms
-        numbers[f"error_{name}"] = float(residual @ residual) / square
-    return numbers
-
-
-def _least_squares(matrix: _Floats, target: _Floats) -> _Floats:
-    return np.asarray(linalg.lstsq(matrix, target)[0], dtype=np.float64)
-
-
-def _non_negative(matrix: _Floats, target: _Floats) -> _Floats:
-    return np.asarray(optimize.nnls(matrix, target)[0], dtype=np.float64)
-
-
-def _relative(found: _Floats, truth: _Floats) -> float:
-    return float(np.linalg.norm(found - truth) / max(np.linalg.norm(truth), np.finfo(np.float64).tiny))

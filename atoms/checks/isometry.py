@@ -200,8 +200,10 @@ def extremes(directions: Tensor, supports: Sequence[Tensor], rows: Tensor, memor
     highest = torch.zeros(count, dtype=torch.float64)
     order = sizes.argsort()
     for lines in (order[sizes[order] <= width], order[sizes[order] > width]):
+        if not len(lines):
+            continue
         # Sorted by size, blocks are padded little; the last one's size holds for all.
-        each = int(sizes[lines].max()) * (3 * width) * 8 if len(lines) else 1
+        each = int(sizes[lines[-1]]) * 3 * width * 8
         for block in torch.split(lines, max(1, min(256, memory_mib * 2**20 // (2 * each)))):
             low, high = _extremes(directions, [supports[int(chosen[line])] for line in block])
             lowest[block], highest[block] = low.cpu(), high.cpu()

@@ -7,15 +7,15 @@ with nothing to it earns it as well.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import cached_property
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from atoms.checks.bootstrap import bootstrap_interval
+from atoms.checks.bootstrap import Interval, bootstrap_interval
 from atoms.checks.check import Check, Subject
 from atoms.checks.claim import Claim, Section, Verdict
 from atoms.checks.matched_null import MatchedNull, fidelity_matched_null
@@ -46,6 +46,11 @@ class JointFindings:
         """
         return float((self.basis_errors[:, min(k, self.basis_errors.shape[1] - 1)] <= eta).double().mean())
 
+    def least_k(self, eta: float, share: float) -> float:
+        """Fewest of its directions per row at which a share of the rows is within ``eta``."""
+        reached = (self.basis_errors <= eta).double().mean(0) >= share
+        return float(reached.int().argmax()) if bool(reached.any()) else math.nan
+
 
 class JointClaim(Check):
     """F(η, K) of the unit beside its controls, and what follows."""
@@ -67,105 +72,111 @@ class JointClaim(Check):
         """Hold F against its controls."""
         if "rows" not in found:
             raise AtomsError("the joint claim rests on the row certificates, which could not be made")
-        return _Judgement(self.subject, found["rows"], found["joint"], found.get("representability")).section()
+        matched = None
+        if "representability" in found:
+            matched = fidelity_matched_null(self.subject, found["representability"].held_out.scores["r2"])
+        return _Judgement(self.subject, found["rows"], found["joint"], matched).section()
 
 
 @dataclass(frozen=True, eq=False)
 class _Judgement:
+    """The unit's F beside what its controls earn."""
+
     subject: Subject
     rows: RowCertificates
     joint: JointFindings
-    representability: Any
+    matched: MatchedNull | None
 
-    @property
-    def eta(self) -> float:
-        return self.subject.settings.eta
-
-    @property
-    def k(self) -> int:
-        return self.rows.max_k
-
-    @cached_property
-    def f(self) -> tuple[float, float, float]:
-        """F of the unit, with an interval over document groups."""
-        held = self.rows.joint(self.eta, self.k).double()
-        groups = torch.as_tensor(self.subject.held_out.groups())[self.rows.index]
-        settings = self.subject.settings
-        interval = bootstrap_interval({"held": held}, groups, _mean, settings.bootstrap, settings.seed)
-        return float(held.mean()), interval.low, interval.high
-
-    @cached_property
-    def matched(self) -> MatchedNull | None:
-        """A random dictionary of the unit's fidelity; None where the unit's is not known."""
-        if self.representability is None:
-            return None
-        return fidelity_matched_null(self.subject, self.representability.r2)
-
-    @cached_property
-    def same_k(self) -> float:
-        """Share of certified codes of random directions at the unit's own numbers of atoms per row."""
-        return _same_k(self.subject, self.rows)
+    def _interval(self, eta: float, k: int) -> Interval:
+        """F of the unit, with an interval over groups of documents."""
+        return bootstrap_interval(
+            {"held": self.rows.joint(eta, k)},
+            self.subject.held_out.groups()[self.rows.index.numpy()],
+            lambda sums: sums["held"] / sums["rows"],
+            resamples=self.subject.settings.bootstrap,
+            seed=self.subject.settings.seed,
+        )
 
     def section(self) -> Section:
-        value, low, high = self.f
-        basis = self.joint.basis_f(self.eta, self.k)
+        """Numbers, the claim and its verdict."""
+        eta, least, k = self.subject.settings.eta, self.subject.settings.share, self.rows.max_k
+        f = self._interval(eta, k)
+        basis = self.joint.basis_f(eta, k)
+        numbers = {
+            "f": f.value,
+            "f_low": f.low,
+            "f_high": f.high,
+            "eta": eta,
+            "k": float(k),
+            "share": least,
+            "f_basis": basis,
+            "certified": float(self.rows.certified.double().mean()),
+            "certified_same_k": _same_k(self.subject, self.rows),
+            "k_half": _least_k(self.rows.joint(eta, self.subject.width), self.rows.used, least),
+            "k_half_basis": self.joint.least_k(eta, least),
+        }
         nulls = {"whitening basis": basis}
-        if self.matched is not None:
+        notes = []
+        if self.matched is None:
+            notes.append("The random dictionary of the same fidelity needs representability, which was not measured.")
+        else:
             nulls["random, same fidelity"] = self.matched.f if self.matched.reached else 0.0
-        share = self.subject.settings.share
-        verdict, why = self._verdict(value, share, nulls)
+            numbers |= {
+                "f_matched": self.matched.f if self.matched.reached else math.nan,
+                "k_matched": float(self.matched.k) if self.matched.reached else math.nan,
+                "r2_matched": self.matched.r2,
+            }
+            if not self.matched.reached:
+                notes.append(
+                    f"{self.subject.num_atoms:,} random directions cannot reach the unit's R²: with {self.matched.k} "
+                    f"atoms a row they have {self.matched.r2:.3f}."
+                )
+        verdict, why = verdict_of(f, least, nulls)
         claim = Claim(
             name="atoms",
             statement=(
-                f"At least {share:.0%} of held-out rows are rebuilt with a relative squared error of at most "
-                f"{self.eta:g} by at most {self.k} atoms, in a code that is provably the only one of least l1 norm."
+                f"At least {max(f.low, least) if f.low == f.low else least:.0%} of held-out rows are rebuilt with a "
+                f"relative squared error of at most {eta:g} by at most {k} atoms, in a code that is provably the only "
+                "one of least l1 norm."
             ),
             verdict=verdict,
             why=why,
-            source="Towards Atoms, representability, sparsity and uniqueness held together; Fuchs 2004",
-            computed_on=f"{len(self.rows.k):,} held-out rows",
-            value=value,
-            threshold=share,
-            inputs={"eta": self.eta, "k": float(self.k)},
+            source="Towards Atoms: representability, sparsity and uniqueness on the same row; Fuchs 2004",
+            computed_on=f"{len(self.rows):,} held-out rows",
+            value=f.value,
+            threshold=least,
+            inputs={"eta": eta, "k": float(k), "f_low": f.low, "f_high": f.high},
             nulls=nulls,
         )
-        numbers = {
-            "f": value,
-            "f_low": low,
-            "f_high": high,
-            "eta": self.eta,
-            "k": float(self.k),
-            "f_basis": basis,
-            "certified": float(self.rows.certified.double().mean()),
-            "certified_same_k": self.same_k,
-        }
-        notes = []
-        if self.matched is None:
-            notes.append("The random dictionary of the same fidelity needs representability, which is not there.")
-        else:
-            numbers |= {"r2_matched": self.matched.r2, "k_matched": float("nan"), "f_matched": float("nan")}
-            if self.matched.reached:
-                numbers |= {"k_matched": float(self.matched.k), "f_matched": self.matched.f}
-            else:
-                notes.append(
-                    f"A random dictionary of this size cannot reach the unit's R²: with {self.matched.k} atoms per row "
-                    f"it has {self.matched.r2:.3f}."
-                )
         return Section(JointClaim.name, JointClaim.title, numbers, (claim,), notes=tuple(notes))
 
-    def _verdict(self, value: float, share: float, nulls: Mapping[str, float]) -> tuple[Verdict, str]:
-        if value < share:
-            return Verdict.NOT_GUARANTEED, f"F = {value:.3f}, below {share:g}"
-        earned = {name: null for name, null in nulls.items() if null >= share}
-        if earned:
-            said = ", ".join(f"{name}: {null:.3f}" for name, null in earned.items())
-            return Verdict.VACUOUS, f"F = {value:.3f}, but a control earns {share:g} too ({said})"
-        said = ", ".join(f"{name}: {null:.3f}" for name, null in nulls.items())
-        return Verdict.GUARANTEED, f"F = {value:.3f}, at least {share:g}; controls do not ({said})"
+
+def verdict_of(f: Interval, least: float, nulls: Mapping[str, float]) -> tuple[Verdict, str]:
+    """Judge the share of rows that hold, against the least that is asked and against what controls earn.
+
+    Args:
+        f: The unit's share, with its interval.
+        least: The least share that makes a claim.
+        nulls: Shares of controls under the same predicate, by name.
+
+    Returns:
+        ``guaranteed`` where the unit reaches the least and leaves every control below its interval; ``vacuous`` where
+        one of them comes as far; else ``not guaranteed``. And the reason.
+    """
+    low = f.value if math.isnan(f.low) else f.low
+    beside = ", ".join(f"{name} {null:.3f}" for name, null in nulls.items())
+    if f.value < least:
+        return Verdict.NOT_GUARANTEED, f"F = {f.value:.3f}, below {least:g} ({beside})"
+    if equals := [name for name, null in nulls.items() if null >= low]:
+        return Verdict.VACUOUS, f"F = {f.value:.3f} from {low:.3f}, which {equals[0]} earns too ({beside})"
+    return Verdict.GUARANTEED, f"F = {f.value:.3f} from {low:.3f}; controls stay below ({beside})"
 
 
-def _mean(columns: Mapping[str, Tensor]) -> Tensor:
-    return columns["held"]
+def _least_k(held: Tensor, used: Tensor, share: float) -> float:
+    """Fewest atoms per row at which a share of all rows hold, NaN if they never do."""
+    sizes = used[held].sort().values
+    needed = math.ceil(share * len(held))
+    return float(sizes[needed - 1]) if 0 < needed <= len(sizes) else math.nan
 
 
 def _same_k(subject: Subject, rows: RowCertificates) -> float:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar, NamedTuple
 
@@ -111,9 +111,8 @@ class MetricHealth(Check):
         self.codes.update(**{name: torch.bincount(atom, w, minlength=codes.width) for name, w in weights.items()})
         few = min(_PAIRED, len(codes))
         entries = int(codes.offsets[few])
-        dense = torch.sparse_csr_tensor(
-            codes.offsets[: few + 1], atom[:entries], values[:entries], (few, codes.width), check_invariants=False
-        ).to_dense()
+        dense = values.new_zeros(few, codes.width)
+        dense[codes.rows[:entries], atom[:entries]] = values[:entries]
         products = (dense @ dense.T).fill_diagonal_(0).square().sum()
         count = torch.full((1,), few * (few - 1))
         self.pairs.add(batch.index[:1], squares=products[None].cpu(), pairs=count)
@@ -217,8 +216,8 @@ class MetricHealth(Check):
             statement="Which coherence conditions of theorems hold does not depend on the ridge.",
             verdict=verdict if looked_at else Verdict.NOT_APPLICABLE,
             why=(
-                f"over ridges from {RIDGES[0]:g} to {RIDGES[-1]:g} of the median eigenvalue the largest |cos| goes from "
-                f"{min(mu):.4f} to {max(mu):.4f}; ridge-dependent: {', '.join(own.flips) or 'none'}"
+                f"over ridges from {RIDGES[0]:g} to {RIDGES[-1]:g} of the median eigenvalue the largest |cos| goes "
+                f"from {min(mu):.4f} to {max(mu):.4f}; ridge-dependent: {', '.join(own.flips) or 'none'}"
                 if looked_at
                 else "no held-out row has an atom"
             ),
@@ -280,7 +279,10 @@ class MetricHealth(Check):
         return notes
 
 
-_CONDITIONS = {"t2": lambda k, mu: (k - 1) * mu < 1, "t3": lambda k, mu: (2 * k - 1) * mu < 1}
+_CONDITIONS: dict[str, Callable[[int, float], bool]] = {
+    "t2": lambda k, mu: (k - 1) * mu < 1,
+    "t3": lambda k, mu: (2 * k - 1) * mu < 1,
+}
 
 
 def effective_rank(spectrum: Tensor) -> float:
@@ -292,7 +294,7 @@ def effective_rank(spectrum: Tensor) -> float:
         spectrum: Values that are not negative, (n,).
     """
     shares = spectrum / spectrum.sum()
-    return torch.special.entr(shares).sum().exp().item()
+    return float(torch.special.entr(shares).sum().exp())
 
 
 def frame_distance(atoms: Tensor) -> float:

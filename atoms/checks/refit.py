@@ -72,7 +72,7 @@ def _nonnegative(gram: Tensor, target: Tensor, present: Tensor) -> Tensor:
     """Minimise ``x gram x / 2 - target x`` over ``x >= 0`` on the places present, (B, K).
 
     Block principal pivoting: all coefficients that are negative leave, all whose gradient is negative enter; where that
-    cycles, one at a time. The few rows it does not settle, for a singular Gram matrix, go to Lawson and Hanson's method.
+    cycles, one at a time. Rows it does not settle, for a singular Gram matrix, go to Lawson and Hanson's method.
 
     Source: Kim and Park 2011, Fast nonnegative matrix factorization; Portugal, Júdice and Vicente 1994.
     """

@@ -85,6 +85,7 @@ class Representability(Check):
     def __init__(self, subject: Subject) -> None:
         super().__init__(subject)
         device, width = subject.device, subject.width
+        self.directions = subject.directions.double()
         self.metric = subject.geometry.map().to(device)
         self.unmetric = subject.geometry.unmap().to(device)
         self.mean = subject.train.moments.mean.to(device)
@@ -121,9 +122,9 @@ class Representability(Check):
         chosen &= batch.codes.l0 <= _MOST_ATOMS
         vectors = (whitened - self.centre @ self.metric)[chosen]
         codes = _rows_of(batch.codes, chosen)
-        columns = {}
+        columns: dict[str, Tensor] = {}
         for name, keep_signs in (("ls", False), ("nnls", True)):
-            error = vectors - refit(vectors, self.subject.directions, codes, keep_signs=keep_signs)
+            error = vectors - refit(vectors, self.directions, codes, keep_signs=keep_signs)
             columns |= {f"{name}_aip": _energy(error), name: _energy(error @ self.unmetric)}
         self.solved[batch.split].add(batch.index[chosen], **columns)
 
@@ -167,7 +168,7 @@ class Representability(Check):
             }
         scores |= self._refitted(table, index, solved, offsets)
         relative = torch.where(table["error"] == 0, 0, table["error"] / table["spread"])
-        number = len(groups.unique())
+        number = len(np.unique(groups))
         return Fidelity(
             rows=count,
             groups=number,
@@ -186,7 +187,8 @@ class Representability(Check):
         table: Mapping[str, Tensor], index: Tensor, solved: Mapping[str, Tensor], offsets: Mapping[str, Tensor]
     ) -> dict[str, float]:
         """R² on the sample, as the unit gave its codes and with coefficients solved for."""
-        names = [f"refit_r2{space}{kind}" for space in ("", "_aip") for kind in ("", "_ls", "_nnls")]
+        kinds = {"sample": "error", "refit": "ls", "nnls": "nnls"}
+        names = [f"r2{space}_{kind}" for space in ("", "_aip") for kind in kinds]
         if not solved or not len(solved["index"]):
             return dict.fromkeys(names, float("nan"))
         place = torch.searchsorted(index, solved["index"])
@@ -194,9 +196,9 @@ class Representability(Check):
         sums |= {"rows": torch.tensor(float(len(place)), dtype=torch.float64)}
         sums |= {name: column.sum() for name, column in solved.items()}
         return {
-            f"refit_r2{space}{suffix}": _centred(sums, error, space, offsets[space]).item()
+            f"r2{space}_{kind}": _centred(sums, error, space, offsets[space]).item()
             for space in ("", "_aip")
-            for suffix, error in (("", "error"), ("_ls", "ls"), ("_nnls", "nnls"))
+            for kind, error in kinds.items()
         }
 
     def report(self, found: Mapping[str, Any]) -> Section:  # noqa: D102
@@ -212,8 +214,8 @@ class Representability(Check):
             "exact_rows": held_out.exact,
         }
         if train is not None:
-            numbers |= {f"train_{name}": value for name, value in train.scores.items()}
-            numbers |= {"train_rows": float(train.rows), "train_groups": float(train.groups)}
+            numbers |= {f"{name}_train": value for name, value in train.scores.items()}
+            numbers |= {"rows_train": float(train.rows), "groups_train": float(train.groups)}
         for name, bounds in own.gap.items():
             key = name.replace("r2", "gap")
             numbers |= {key: bounds.value, f"{key}_low": bounds.low, f"{key}_high": bounds.high}
@@ -256,7 +258,7 @@ class Representability(Check):
                 f"R² {trained:.4f} on training rows, {held_out:.4f} on held-out ones: a gap of {gap.value:.4f} "
                 f"({gap.low:.4f} to {gap.high:.4f}); more than {MEMORISED:g} refutes"
             )
-            inputs = {"train_r2": trained, "r2": held_out, "gap_low": gap.low, "gap_high": gap.high}
+            inputs = {"r2_train": trained, "r2": held_out, "gap_low": gap.low, "gap_high": gap.high}
         return Claim(
             name="memorisation",
             statement="Fidelity generalises to held-out documents.",
@@ -303,9 +305,10 @@ class Representability(Check):
         if note := self.subject.held_out.groups_note:
             notes.append(note)
         if held_out.solved < held_out.rows or (train and train.solved < train.rows):
+            beside = train.solved if train else 0
             notes.append(
-                f"Coefficients were solved for again on {held_out.solved:,} held-out and {train.solved if train else 0:,} "
-                "training rows, evenly spread; every refit_r2 is of those rows."
+                f"Coefficients were solved for again on {held_out.solved:,} held-out and {beside:,} training rows, "
+                "evenly spread; the numbers called sample, refit and nnls are of those rows."
             )
         unsolved = held_out.unsolved + (train.unsolved if train else 0)
         if unsolved:

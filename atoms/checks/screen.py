@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 from rich import box
@@ -13,7 +13,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from atoms.checks.certificate import Certificate
-from atoms.checks.claim import Verdict
+from atoms.checks.claim import Claim, Verdict
 
 COLOURS = {
     Verdict.GUARANTEED: "green",
@@ -26,6 +26,8 @@ COLOURS = {
 }
 WIDTH = 100
 ABSENT = "-"
+LEVELS = ("median", "q95", "max")
+"""At how many atoms per row claims are asked: the last part of their names."""
 
 
 class Line(NamedTuple):
@@ -45,19 +47,20 @@ class Line(NamedTuple):
 
 
 LINES = (
-    Line("F: close, sparse and certified (same-fidelity null)", "joint/f", ".3f", "joint/f_matched"),
+    Line("F: close, sparse, certified (same-fidelity null)", "joint/f", ".3f", "joint/f_matched"),
     Line("F of the whitening basis", "joint/f_basis"),
+    Line("K at which half the rows hold (whitening basis)", "joint/k_half", ".0f", "joint/k_half_basis"),
     Line("certified rows (random codes of the same K)", "joint/certified", ".3f", "joint/certified_same_k"),
     Line("R² held out (training rows)", "representability/r2", ".3f", "representability/r2_train"),
     Line("R² in the AIP (refitted on the support)", "representability/r2_aip", ".3f", "representability/r2_aip_refit"),
     Line("atoms per row, mean (median)", "sparsity/l0", ".1f", "sparsity/k_median"),
     Line("dead atoms (singletons)", "sparsity/dead", ".1%", "sparsity/singleton"),
     Line("max |cos| AIP (Euclid)", "separability/mu", ".2f", "separability/mu_euclid"),
-    Line("q* pairs (null at the same K)", "uniqueness/q_star_pairs", ".3f", "uniqueness/q_star_pairs_null"),
-    Line("l1 recovers the code (of certified rows)", "l1/recovered", ".3f", "l1/recovered_certified"),
-    Line("rows with an open T5 window (θ inside)", "identifiability/window", ".3f", "identifiability/deployed"),
-    Line("matched |cos| across seeds (chance)", "stability/matched", ".3f", "stability/chance"),
-    Line("probe AUROC, 1 atom (1 coordinate)", "use/auroc_1", ".3f", "use/auroc_1_raw"),
+    Line("q* pairs (null at the same K)", "uniqueness/q_pairs", ".3f", "uniqueness/q_pairs_null"),
+    Line("l1 recovers the code (certified)", "l1/bp_recovered", ".3f", "l1/bp_certified"),
+    Line("rows with a T5 window (θ in it)", "identifiability/window", ".3f", "identifiability/deployed_window"),
+    Line("matched |cos| across seeds (random)", "stability/mean", ".3f", "stability/random_mean"),
+    Line("probe AUROC, one atom (one coordinate)", "use/auroc_codes_1", ".3f", "use/auroc_raw_1"),
     Line("condition of the metric (ridge share)", "metric/condition", ".3g", "metric/ridge_share"),
 )
 
@@ -113,24 +116,38 @@ def _cell(numbers: dict[str, float], line: Line) -> str:
 
 
 def _verdicts(certificates: Sequence[Certificate], plain: bool) -> Iterator[RenderableType]:
-    table = _table(plain)
-    table.add_column("claim", no_wrap=True)
-    claims = [certificate.claims() for certificate in certificates]
+    claims = [_merged(certificate.claims()) for certificate in certificates]
     names = list(dict.fromkeys(name for each in claims for name in each))
     if not names:
         return
+    table = _table(plain)
+    table.add_column("claim", no_wrap=True)
     if len(certificates) == 1:
         table.add_column("verdict", no_wrap=True)
-        table.add_column("because", overflow="fold")
+        table.add_column("because", no_wrap=not plain, overflow="fold" if plain else "ellipsis")
         for name in names:
-            claim = claims[0][name]
-            table.add_row(name, _coloured(claim.verdict), escape(claim.why))
+            table.add_row(name, _coloured(claims[0][name].verdict), escape(claims[0][name].why))
     else:
         for certificate in certificates:
             table.add_column(escape(certificate.unit.name))
         for name in names:
             table.add_row(name, *(_coloured(each[name].verdict) if name in each else ABSENT for each in claims))
     yield table
+
+
+def _merged(claims: Mapping[str, Claim]) -> dict[str, Claim]:
+    """Claims by name; one line for a claim asked at several sparsities that fares alike at all of them."""
+    families: dict[str, list[str]] = {}
+    for name in claims:
+        stem, _, level = name.rpartition("_")
+        families.setdefault(stem if level in LEVELS else name, []).append(name)
+    merged = {}
+    for stem, names in families.items():
+        if len({claims[name].verdict for name in names}) == 1:
+            merged[stem] = claims[names[0]]
+        else:
+            merged |= {name: claims[name] for name in names}
+    return merged
 
 
 def _coloured(verdict: Verdict) -> str:

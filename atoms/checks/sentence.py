@@ -20,15 +20,16 @@ def sentence(sections: Sequence[Section]) -> str:
     if "joint" not in held:
         return ""
     claim, numbers = held["joint"].claims[0], held["joint"].numbers
-    share = f"{numbers['f']:.0%} of held-out rows ({numbers['f_low']:.0%} to {numbers['f_high']:.0%})"
+    between = "" if numbers["f_low"] != numbers["f_low"] else f" ({numbers['f_low']:.0%} to {numbers['f_high']:.0%})"
     what = (
-        f"are rebuilt within {numbers['eta']:.0%} squared error by at most {numbers['k']:.0f} atoms in a code that is "
-        "provably the only one of least l1 norm"
+        f"{numbers['f']:.0%}{between} of held-out rows are rebuilt within {numbers['eta']:.0%} squared error by at "
+        f"most {numbers['k']:.0f} atoms in a code that is provably the only one of least l1 norm"
     )
+    controls = "; ".join(f"{name}: {value:.0%}" for name, value in claim.nulls.items())
     said = {
-        Verdict.GUARANTEED: f"It may be claimed that {share} {what}; no control earns this.",
-        Verdict.VACUOUS: f"{share.capitalize()} {what}, but nothing follows: {claim.why.partition(', but ')[2]}.",
-    }.get(claim.verdict, f"It may not be claimed that rows decompose uniquely into few atoms: only {share} {what}.")
+        Verdict.GUARANTEED: f"It may be claimed that {what}. Controls stay below ({controls}).",
+        Verdict.VACUOUS: f"Nothing may be claimed from it that {what}: a control earns as much ({controls}).",
+    }.get(claim.verdict, f"It may not be claimed that rows decompose uniquely into few atoms: only {what}.")
     return " ".join([said, *_besides({f"{name}.{each.name}": each for name in held for each in held[name].claims})])
 
 
@@ -41,7 +42,7 @@ def _besides(claims: dict[str, Claim]) -> list[str]:
     if unique is not None and unique.verdict is Verdict.GUARANTEED:
         said.append("Every code of the median number of atoms is unique, whatever its atoms.")
     elif unique is not None:
-        said.append(f"Uniqueness of every sparse code is {unique.verdict} ({unique.why}).")
+        said.append(f"That every sparse code is unique, whatever its atoms, is {unique.verdict} by coherence.")
     seeds = claims.get("stability.seed_stability")
     if seeds is None:
         said.append("Stability across seeds was not measured.")

@@ -6,6 +6,8 @@ from dataclasses import dataclass, field
 
 from atoms.errors import AtomsError
 
+ROWS = ("solved_rows", "null_rows", "refit_rows", "probe_rows", "certified_k")
+
 
 @dataclass(frozen=True)
 class CheckSettings:
@@ -31,6 +33,8 @@ class CheckSettings:
     """Rows, spread over the held-out ones, that the fidelity-matched null is coded on."""
     refit_rows: int = 2048
     """Rows of each split, spread over those judged, whose coefficients are solved for again on the atoms they have."""
+    probe_rows: int = 20_000
+    """Rows of each split on which probes are fitted and scored; fewer where memory_mib does not hold them."""
     bootstrap: int = 200
     """Resamplings of document groups behind every interval."""
     batch_rows: int = 1024

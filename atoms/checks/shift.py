@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
 import numpy as np
@@ -80,9 +80,7 @@ def angles(vectors: Tensor) -> Angles | None:
     return Angles(
         mean=float(degrees.mean()),
         spread=float(degrees.std()),
-        quantiles={
-            name: float(degrees[min(int(q * len(degrees)), len(degrees) - 1)]) for name, q in _QUANTILES.items()
-        },
+        quantiles={name: float(degrees[int(q * len(degrees))]) for name, q in _QUANTILES.items()},
         mean_cosine=cosines.mean().item(),
         ratio=ratio.item(),
         histogram=torch.from_numpy(np.histogram(degrees, _BINS, (0, 180))[0]),
@@ -97,7 +95,7 @@ def automatic_ratio(moments: Moments, geometry: AtomicInnerProduct) -> tuple[flo
         geometry: S, from the second moment.
 
     Returns:
-        The ratio, and ``1 / Σ λ/(λ + ρ)``, which is one over the width where the ridge does not matter.
+        The ratio, and ``1 / Σ λ/(λ + rho)``, which is one over the width where the ridge does not matter.
     """
     size = geometry.width * (1 - geometry.ridge_share)
     mean = geometry.norm(moments.mean).square().item()
@@ -208,9 +206,9 @@ class Shift(Check):
     def _notes(self, own: Shifts) -> list[str]:
         notes = [
             f"Automatic: on the {self.subject.train.moments.count:,} rows an AIP is made from, the ratio of "
-            f"expectations cannot exceed {own.bound:.3g} whatever they are; it is {own.train_ratio:.3g}. A mean angle of "
-            "90 degrees in the AIP is therefore no finding; its spread, its tails, and that S made from some documents "
-            "does the same to others, are."
+            f"expectations cannot exceed {own.bound:.3g} whatever they are; it is {own.train_ratio:.3g}. A mean angle "
+            "of 90 degrees in the AIP is therefore no finding; its spread and its tails are, and that S made from some "
+            "documents does the same to others."
         ]
         if own.rows_used < len(self.subject.held_out):
             notes.append(f"Pairs are those of {own.rows_used:,} held-out rows, evenly spread.")
@@ -237,9 +235,7 @@ def controls(geometry: AtomicInnerProduct, seed: int) -> tuple[AtomicInnerProduc
     drawn = torch.randn(geometry.width, geometry.width, generator=generator, dtype=torch.float64)
     basis, triangle = torch.linalg.qr(drawn)
     shuffled, random = (
-        AtomicInnerProduct(
-            geometry.mean, geometry.eigenvalues, vectors.contiguous(), geometry.ridge_value, geometry.kind
-        )
+        replace(geometry, eigenvectors=vectors.contiguous())
         for vectors in (geometry.eigenvectors[:, order], basis * triangle.diagonal().sign())
     )
     return shuffled, random

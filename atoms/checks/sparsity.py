@@ -109,14 +109,14 @@ class Sparsity(Check):
             firing_counts=counts.firing_counts.cpu(),
             singleton=(fired & (counts.lowest == counts.highest)).cpu(),
             fingerprints=table.get("fingerprint", none),
-            mean=interval(sums["l0"] / sums["rows"], len(groups.unique())),
+            mean=interval(sums["l0"] / sums["rows"], len(np.unique(groups))),
         )
 
     def report(self, found: Mapping[str, Any]) -> Section:  # noqa: D102
         own: Sparseness = found[self.name]
         held_out, train = own.held_out, own.train
         numbers = self._numbers(held_out)
-        numbers |= {f"train_{name}": value for name, value in self._numbers(train).items()}
+        numbers |= {f"{name}_train": value for name, value in self._numbers(train).items()}
         both = held_out.dead & train.dead
         known = torch.isin(held_out.fingerprints, train.fingerprints)
         numbers |= {
@@ -152,7 +152,7 @@ class Sparsity(Check):
             "k_max": float(k.max()),
             "dead": _share(usage.dead),
             "singleton": _share(usage.singleton),
-            "duplicates": 1 - len(usage.fingerprints.unique()) / usage.rows,
+            "duplicates": 1 - len(np.unique(usage.fingerprints)) / usage.rows,
             "firing_max": usage.firing_counts.max().item() / usage.rows,
         }
         for share in _SHARES:
@@ -188,13 +188,12 @@ class Sparsity(Check):
     def _tables(own: Sparseness) -> dict[str, dict[str, list[float] | list[str]]]:
         held_out, train = own.held_out.l0_histogram, own.train.l0_histogram
         rows = (held_out + train).nonzero().squeeze(1)
-        counts = [usage.firing_counts.sort(descending=True).values for usage in (own.held_out, own.train)]
-        atoms = len(counts[0])
-        ranks = np.unique(np.geomspace(1, max(atoms, 1), _RANKS).round().astype(np.int64)) - 1
         rates = [
-            (count.double() / max(usage.rows, 1))
-            for count, usage in zip(counts, (own.held_out, own.train), strict=True)
+            usage.firing_counts.sort(descending=True).values.double() / max(usage.rows, 1)
+            for usage in (own.held_out, own.train)
         ]
+        atoms = len(rates[0])
+        ranks = np.unique(np.geomspace(1, max(atoms, 1), _RANKS).round().astype(np.int64)) - 1
         edges = np.logspace(-8, 0, 8 * _RATES_PER_DECADE + 1)
 
         def by_rate(rate: Tensor) -> list[float]:

@@ -22,7 +22,7 @@ class SparsityLevels:
 
     Attributes:
         at: K by level, at least 1; a level that is not known is not there.
-        source: What K is of: ``half of 39,361 held-out rows`` and so on, by level.
+        source: What K is of: ``median of 39,361 held-out rows`` and so on, by level.
         histogram: Number of rows by their number of atoms, (A + 1,) int64; None where rows were not counted.
     """
 
@@ -44,12 +44,12 @@ def sparsity_levels(subject: Subject, found: Mapping[str, Any]) -> SparsityLevel
     if "rows" in found and len(found["rows"].k):
         k: Tensor = found["rows"].k.sort().values
         at = {name: max(1, int(k[math.ceil(q * len(k)) - 1])) for name, q in LEVELS.items()}
-        shares = {"median": "half", "q95": "95 %", "max": "all"}
-        source = {name: f"{shares[name]} of {len(k):,} held-out rows" for name in LEVELS}
+        kinds = {"median": "median", "q95": ".95 quantile", "max": "largest"}
+        source = {name: f"{kinds[name]} of {len(k):,} held-out rows" for name in LEVELS}
         return SparsityLevels(at, source, torch.bincount(k, minlength=subject.num_atoms + 1))
     if subject.unit.target_l0 is not None:
         k_aimed = max(1, round(subject.unit.target_l0))
-        return SparsityLevels({"median": k_aimed}, {"median": "rows of the unit's target L0"}, None)
+        return SparsityLevels({"median": k_aimed}, {"median": "the unit's target L0"}, None)
     return SparsityLevels({}, {}, None)
 
 

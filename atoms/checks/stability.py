@@ -263,7 +263,8 @@ class Stability(Check):
             why = f"with so many atoms in {self.subject.width} dimensions chance agrees to {max(nulls.values()):.3f}"
         else:
             verdict = Verdict.REFUTED if least < SHARED else Verdict.NOT_REFUTED
-            why = f"the least of {len(each)} seeds agrees to {least:.3f}, chance to {max(nulls.values()):.3f}"
+            which = "the other seed" if len(each) == 1 else f"the least alike of {len(each)} other seeds"
+            why = f"{which} agrees to {least:.3f}, chance to {max(nulls.values()):.3f}"
         return Claim(
             name="seed_stability",
             statement=(

@@ -1,7 +1,7 @@
 """``atoms validate``: what may be claimed of a unit, on documents nobody learnt from."""
 
 import sys
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -196,12 +196,17 @@ def judge(question: Question) -> list[Certificate]:
     use_fast_float32()
     certificates = []
     for name, unit in units.items():
+        checks = question.checks
+        if checks.max_k is None and name not in question.learnt and question.learnt:
+            # Beside a checkpoint everything else is asked for as few atoms as it is.
+            target = next(iter(question.learnt.values())).target_l0
+            checks = replace(checks, max_k=None if target is None else round(2 * target))
         rivals = [other for other in others if other.site == unit.site] + _siblings(unit, question.learnt)
         found = certify(
             unit,
             data,
             site=None if unit.site else site,
-            settings=question.checks,
+            settings=checks,
             others=rivals,
             trainer=question.trainer,
         )

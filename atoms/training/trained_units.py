@@ -64,4 +64,4 @@ def _rebuild(config: MemberConfig, state: dict[str, Any]) -> ThresholdSAE:
     )
     sae.load_state_dict(state)
     sae.requires_grad_(False)
-    return torch.nn.Module.eval(sae)  # type: ignore[return-value]
+    return torch.nn.Module.eval(sae)

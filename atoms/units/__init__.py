@@ -4,6 +4,7 @@ from atoms.units.bases import PCA, WhiteningBasis
 from atoms.units.classical import ICA, DictionaryLearning, KMeans
 from atoms.units.controls import DataUnits, PermutedUnits, RandomUnits
 from atoms.units.neurons import Neurons
+from atoms.units.pretrained import PretrainedUnits
 from atoms.units.pursuit import Pursuit, orthogonal_matching_pursuit, top_k_least_squares
 from atoms.units.trained import TrainedUnit
 from atoms.units.unit import Unit
@@ -16,6 +17,7 @@ __all__ = [
     "KMeans",
     "Neurons",
     "PermutedUnits",
+    "PretrainedUnits",
     "Pursuit",
     "RandomUnits",
     "TrainedUnit",
