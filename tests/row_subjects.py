@@ -48,10 +48,11 @@ def subject_of(unit: Unit, data: ActivationDataModule, **settings: Any) -> Subje
     return Subject(unit, train, held_out, CheckSettings(**settings), torch.device("cpu"))
 
 
-def judge(check: Check, batch_rows: int = 128) -> Any:
+def judge(check: Check, batch_rows: int = 128, rank: int = 0, world_size: int = 1) -> Any:
     """What a check finds in the held-out rows."""
     subject = check.subject
-    for batch in subject.held_out.stream(batch_rows, limit=subject.settings.rows):
+    limit = subject.settings.rows
+    for batch in subject.held_out.stream(batch_rows, rank=rank, world_size=world_size, limit=limit):
         rows = batch.rows[SITE].float()
         codes = subject.unit.encode(rows)
         check.update(Encoded("val", batch.row_index, rows, codes, subject.unit.decode(codes)))

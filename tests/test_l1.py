@@ -1,4 +1,6 @@
+import dataclasses
 import math
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -9,6 +11,7 @@ from atoms.activations.datamodule import ActivationDataModule
 from atoms.activations.planted import SITE
 from atoms.checks.claim import Verdict
 from atoms.checks.l1 import PREDICATES, L1Check
+from atoms.checks.row_certificates import RowCertificatesCheck
 from atoms.errors import AtomsError
 
 
@@ -41,6 +44,7 @@ def test_solved_rows_agree_with_their_certificates_and_prove_themselves(data, no
     assert (found.l1_ratio <= 1 + 1e-9).all()  # the unit's own code is within its own radius
     assert (found.omp_error <= 1 + 1e-6).all()  # the unit is that very pursuit, but for float32
     assert (found.omp_overlap == 1).double().mean() > 0.95
+    assert torch.allclose(found.omp_error_refit, torch.ones(64, dtype=torch.float64), rtol=1e-4)
     section = check.report({"l1": found})
     assert section.numbers["bp_recovered_certified"] == 1.0
     assert section.numbers["bp_gap"] == found.bp_gap.max()
@@ -122,3 +126,32 @@ def test_a_perfect_code_has_no_residual_to_compare_with(data):
     found = judge(L1Check(subject_of(unit, data, solved_rows=10)))
     for name in ("bp_gap", "bpdn_gap", "l1_ratio", "bpdn_overlap"):
         assert all(math.isfinite(value) for value in getattr(found, name).tolist()), name
+
+
+def _findings(store: str, rank: int, world_size: int) -> list[dict[str, torch.Tensor | bool]]:
+    data = ActivationDataModule(store=store, batch_size=256, pool_mib=8)
+    subject = subject_of(truth(data), data, rows=300, solved_rows=20)
+    checks = RowCertificatesCheck(subject), L1Check(subject)
+    return [dataclasses.asdict(judge(check, 50, rank, world_size)) for check in checks]
+
+
+def _rank(rank: int, folder: str, store: str) -> None:
+    torch.set_num_threads(1)
+    torch.distributed.init_process_group("gloo", init_method=f"file://{folder}/meeting", rank=rank, world_size=2)
+    torch.save(_findings(store, rank, 2), f"{folder}/{rank}.pt")
+    torch.distributed.destroy_process_group()
+
+
+def test_two_ranks_find_what_one_finds(tmp_path: Path, planted_store):
+    torch.multiprocessing.spawn(_rank, (str(tmp_path), str(planted_store)), nprocs=2)
+    alone = _findings(str(planted_store), 0, 1)
+    for rank in (0, 1):
+        for found, expected in zip(torch.load(tmp_path / f"{rank}.pt", weights_only=True), alone, strict=True):
+            assert found.keys() == expected.keys()
+            for name, column in expected.items():
+                if isinstance(column, torch.Tensor) and column.is_floating_point():
+                    assert torch.allclose(found[name], column, rtol=1e-9, atol=1e-12, equal_nan=True), name
+                elif isinstance(column, torch.Tensor):
+                    assert torch.equal(found[name], column), name
+                else:
+                    assert found[name] == column, name

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -76,6 +76,8 @@ class Solved:
         l1_ratio: Its l1 norm as a share of that of the unit's code.
         omp_overlap: As `bpdn_overlap`, of orthogonal matching pursuit with as many atoms.
         omp_error: Its squared residual as a share of the unit's.
+        omp_error_refit: The same, where the unit's atoms are given their best coefficients too; NaN where they are
+            dependent.
         witness: Whether either found another support of as few atoms at the unit's error or below, (N,) bool.
         one_sided: Whether all was solved without negative coefficients, as no code of the unit has one.
     """
@@ -91,6 +93,7 @@ class Solved:
     l1_ratio: Tensor
     omp_overlap: Tensor
     omp_error: Tensor
+    omp_error_refit: Tensor
     witness: Tensor
     one_sided: bool
 
@@ -173,6 +176,7 @@ class L1Check(Check):
             "omp_same_support": _mean(solved.omp_overlap == 1),
             "omp_overlap": _mean(solved.omp_overlap),
             "omp_error": solved.omp_error.median().item(),
+            "omp_error_refit": solved.omp_error_refit.nanmedian().item(),
             "witness": _mean(solved.witness),
         }
         notes = [
@@ -246,6 +250,7 @@ def solve(
         "l1_ratio": denoised.primal / code.abs().sum(1),
         "omp_overlap": omp_overlap,
         "omp_error": energy / radius.square(),
+        "omp_error_refit": energy / _refit_energy(target, directions, support, coefficients),
         "witness": (as_good & (omp_overlap < 1)) | (as_sparse & (bpdn_overlap < 1)),
     }
 
@@ -306,13 +311,24 @@ def uniqueness_witness(solved: Solved) -> Claim:
     )
 
 
+def _refit_energy(target: Tensor, directions: Tensor, support: Tensor, coefficients: Tensor) -> Tensor:
+    """What least squares on the atoms of codes leaves of rows, squared, (B,); NaN where the atoms are dependent."""
+    inside = (coefficients != 0).to(directions.dtype)
+    atoms = directions[support] * inside[..., None]
+    factor, failed = torch.linalg.cholesky_ex(atoms @ atoms.mT + torch.diag_embed(1 - inside))
+    sound = torch.where((failed == 0)[:, None, None], factor, torch.eye(support.shape[1]).to(factor))
+    basis = torch.linalg.solve_triangular(sound, atoms, upper=False)
+    left = target - ((basis @ target[..., None]).mT @ basis).squeeze(1)
+    return torch.where(failed == 0, left.square().sum(1), torch.nan)
+
+
 def _overlap(first: Tensor, second: Tensor) -> Tensor:
     """Atoms in both of two supports (B, A) as a share of those in either; 1 where both are empty."""
     either = (first | second).sum(1)
     return torch.where(either > 0, (first & second).sum(1) / either.clamp_min(1).double(), 1.0)
 
 
-def _blocks(sample: list[tuple[Tensor, ...]]) -> list[tuple[Tensor, ...]]:
+def _blocks(sample: Sequence[tuple[Tensor, ...]]) -> list[tuple[Tensor, ...]]:
     """Rows of all parts in blocks, sparse ones first: their paths end early."""
     if not sample:
         return []
@@ -324,7 +340,7 @@ def _blocks(sample: list[tuple[Tensor, ...]]) -> list[tuple[Tensor, ...]]:
     joined = [torch.cat([part[i] for part in sample]) for i in (0, 1)]
     joined += [torch.cat([padded(part[i]) for part in sample]) for i in (2, 3)]
     order = (joined[3] != 0).sum(1).argsort(stable=True)
-    return [tuple(part[some] for part in joined) for some in order.split(_BLOCK)]
+    return [tuple(part[some] for part in joined) for some in torch.split(order, _BLOCK)]
 
 
 def _from_all_ranks(value: bool) -> list[bool]:

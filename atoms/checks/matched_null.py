@@ -78,7 +78,7 @@ def fidelity_matched_null(subject: Subject, r2: float) -> MatchedNull:
         k = min(k, top)
         supports, missing = [], back.new_zeros(k)
         with Meter(f"matched null, {k} atoms", len(rows), unit="rows", enabled=first) as meter:
-            for some in whitened.split(_BLOCK):
+            for some in torch.split(whitened, _BLOCK):
                 supports.append(orthogonal_matching_pursuit(some, directions, k).support)
                 missing += _missing(some, directions, supports[-1], back)
                 meter.advance(len(some))
