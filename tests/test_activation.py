@@ -106,10 +106,11 @@ class TestTraining:
         assert late.mean().item() == pytest.approx(4.0, rel=0.03)
         assert l0(sae.encode(x)) == pytest.approx(4.0, rel=0.05)
         if activation != "relu":  # by construction, in every batch
-            assert torch.equal(late, torch.full_like(late, 4.0))
+            assert late.min() == 4.0
+            assert late.max() < 4.02  # a row drawn twice may tie at the cutoff
         if activation == "topk":
             assert ((sae.encode(x) > 0).sum(1) == 4).all()
-        assert outputs[-1].parts["reconstruction"] < 0.3
+        assert outputs[-1].parts["reconstruction"] < (0.4 if activation == "relu" else 0.2)
 
     def test_a_penalty_takes_what_it_says_off_a_code_that_stands_alone(self):
         # For one atom with enc = dec and an error in z, the best code is the projection less the penalty.
@@ -158,7 +159,7 @@ class TestTraining:
         train(sae, control, x, steps=4, batch=128)
         assert (control.silent_rows[:20] == 512).all()
         train(sae, control, x, steps=60, batch=128, lr=1e-2)
-        assert (control.silent_rows[:20] < 2000).float().mean() > 0.9
+        assert (control.silent_rows[:20] < 64 * 128).float().mean() > 0.9  # have fired since
 
     @pytest.mark.parametrize("deal", ["rows", "atoms"])
     @pytest.mark.parametrize("activation", CONTROLS)

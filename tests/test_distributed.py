@@ -232,6 +232,22 @@ class TestFit:
         assert sorted(rows) == list(range(600))
 
 
+def test_every_activation_trains_on_shards_as_alone(planted_store, tmp_path):
+    members = "{" + ", ".join(f"{name}: {{activation: {name}}}" for name in ("relu", "topk", "batch_topk")) + "}"
+    words = (f"--model.members={members}", "--trainer.limit_train_batches=24", "--trainer.max_epochs=1")
+    states = []
+    for name, layout in (("one", ()), ("two", SHARDED)):
+        atoms_in(tmp_path / name, *fit_words(planted_store, *words, "--trainer.logger=false", *layout))
+        (path,) = (tmp_path / name).rglob("*.ckpt")
+        states.append(torch.load(path, weights_only=True)["state_dict"])
+    alone, two = states
+    assert alone.keys() == two.keys()
+    for key, value in alone.items():
+        if isinstance(value, torch.Tensor):
+            torch.testing.assert_close(two[key], value, rtol=1e-3, atol=1e-4, msg=key)
+    assert (alone["members.batch_topk.sae.threshold"] > 0.5).all()
+
+
 def test_two_tasks_of_slurm_harvest_what_one_process_does(tiny_bert, text_folder, tmp_path):
     corpus = {"class_path": "atoms.activations.TextFiles", "init_args": {"paths": [str(text_folder)]}}
     words = [

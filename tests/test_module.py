@@ -1,10 +1,14 @@
 """`TSAEModule`: its members, their settings, and how each is kept from the others."""
 
+from pathlib import Path
+
 import lightning as L
 import pytest
 import torch
 
+from atoms.cli import main
 from atoms.errors import AtomsError
+from atoms.sae import ThresholdSAE
 from atoms.training.members import MemberOverrides, member_configs
 from atoms.training.module import TSAEModule
 
@@ -173,3 +177,44 @@ def test_total_steps_are_the_steps_taken(planted_data, settings, steps):
     trainer.fit(module, datamodule=planted_data())
     assert module.total_steps == trainer.global_step == steps
     assert trainer.optimizers[0].param_groups[0]["lr"] == 0
+
+
+MIXED = {name: MemberOverrides(activation=name) for name in ("threshold", "relu", "topk", "batch_topk")}
+
+
+class TestActivations:
+    """Members of every activation in one pass, and what of them a checkpoint holds."""
+
+    @pytest.fixture
+    def words(self, fit_words, tmp_path):
+        members = "{" + ", ".join(f"{name}: {{activation: {name}}}" for name in MIXED) + "}"
+        more = (f"--model.members={members}", "--trainer.max_epochs=1", "--trainer.logger=false")
+        return [*fit_words, *more, "--checkpoint.every_n_train_steps=10", "--checkpoint.save_top_k=-1"]
+
+    def test_each_learns_what_it_would_alone(self, planted_data):
+        module = TSAEModule({"planted": 16}, expansion=2.0, target_l0=2.0, members=MIXED)
+        together = train(planted_data(), module)
+        for name in MIXED:
+            alone = train(planted_data(), TSAEModule({"planted": 16}, expansion=2.0, target_l0=2.0, activation=name))
+            states = together.member(name).state_dict(), alone.member("tsae").state_dict()
+            assert states[0].keys() == states[1].keys()
+            for key, value in states[0].items():
+                assert not isinstance(value, torch.Tensor) or torch.equal(value, states[1][key]), (name, key)
+
+    def test_a_checkpoint_resumes_to_the_bit_and_is_judged_alone(self, words, capsys):
+        main(words)
+        first, last = (next(Path("runs").rglob(f"step-{step:07}.ckpt")) for step in (10, 18))
+        judged = capsys.readouterr().out.split("checkpoint")[0]
+        for name in MIXED:
+            (folder,) = Path("runs").rglob(f"atoms/{name}")
+            assert ThresholdSAE.load(folder).activation == name
+        expected = torch.load(last, weights_only=True)
+        first, last = first.rename("first.ckpt"), last.rename("last.ckpt")
+        main([*words, f"--ckpt_path={first}"])
+        (again,) = Path("runs").rglob("step-0000018.ckpt")
+        found = torch.load(again, weights_only=True)
+        for key, value in expected["state_dict"].items():
+            assert not isinstance(value, torch.Tensor) or torch.equal(value, found["state_dict"][key]), key
+        capsys.readouterr()
+        main(["validate", f"--ckpt_path={last}", "--trainer.accelerator=cpu"])
+        assert capsys.readouterr().out.rstrip() == judged.rstrip()

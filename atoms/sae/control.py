@@ -19,7 +19,7 @@ from atoms.sae.threshold import window
 
 FLOOR = 0.01
 """Least threshold, as a share of their mean, and least mean in standard deviations of a coordinate of z."""
-CUTOFF_STEPS = 100
+CUTOFF_STEPS = 20
 """Steps over which the cutoff of ``batch_topk`` is averaged."""
 
 
