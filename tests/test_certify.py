@@ -2,6 +2,7 @@
 
 import json
 import math
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -98,7 +99,7 @@ ALONE = CheckSettings(
 def noise(tmp_path_factory) -> str:
     """Gaussian rows: a planted store whose every row is noise."""
     path = tmp_path_factory.mktemp("noise") / "store"
-    plant(PlantedSpec(width=16, atoms=4, active=1e-6, noise=1.0, offset=0.0, rows=1000), path)
+    plant(PlantedSpec(width=64, atoms=4, active=1e-6, noise=1.0, offset=0.0, rows=1000), path)
     return str(path)
 
 
@@ -206,7 +207,7 @@ def test_one_check_fails_and_the_others_go_on(planted_store, monkeypatch, capsys
             raise IndexError("7")
 
     (rows,) = (check for check in CHECKS if check.name == "rows")
-    monkeypatch.setattr("atoms.checks.certify.CHECKS", (Refusing, Faulty, rows))
+    monkeypatch.setattr(sys.modules["atoms.checks.certify"], "CHECKS", (Refusing, Faulty, rows))
     found = certify(dead(16), planted_store, settings=QUICK, trainer=CPU)
     assert found.failed == {"refusing": "this cannot be done", "faulty": "7 (IndexError; please report it)"}
     assert [section.name for section in found.sections] == ["rows"]

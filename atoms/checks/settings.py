@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 
 from atoms.errors import AtomsError
 
-ROWS = ("solved_rows", "null_rows", "refit_rows", "probe_rows", "certified_k")
+_COUNTS = ("solved_rows", "null_rows", "refit_rows", "probe_rows", "certified_k")
 
 
 @dataclass(frozen=True)
@@ -51,17 +51,7 @@ class CheckSettings:
         for name in ("eta", "share"):
             if not 0 < getattr(self, name) <= 1:
                 raise AtomsError(f"checks.{name} is {getattr(self, name)}: give a number above 0 and at most 1")
-        for name in (
-            "max_k",
-            "rows",
-            "train_rows",
-            "batch_rows",
-            "memory_mib",
-            "solved_rows",
-            "bootstrap",
-            "certified_k",
-            "null_rows",
-        ):
+        for name in ("max_k", "rows", "train_rows", "batch_rows", "memory_mib", "bootstrap", *_COUNTS):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise AtomsError(f"checks.{name} is {value}: give at least 1")
