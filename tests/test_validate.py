@@ -1,235 +1,251 @@
-"""Judging a checkpoint: ``atoms validate``, ``test`` and ``predict``."""
+"""``atoms validate``: the certificate on the screen, on the disk and in MLflow."""
 
+import json
+import re
+from dataclasses import replace
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
-import zarr
+import yaml
+from stores import SITE, SPEC, make_store
 
-from atoms.activations.store import ActivationStore
+from atoms.checks import Certificate
 from atoms.cli import main
-from atoms.geometry import AtomicInnerProduct
-from atoms.sae import ThresholdSAE
 from atoms.training import checkpoint
 from atoms.training.checkpoint_file import SealedCheckpointIO
-from atoms.training.codes_writer import CodesWriter
-from atoms.training.members import SINGLE
 
-
-@pytest.fixture
-def run(fit_words, database, capsys):
-    """A short fit: its MLflow run, its last checkpoint and the table it printed."""
-    main([*fit_words, "--trainer.max_epochs=1", "--checkpoint.every_n_train_steps=10", "--checkpoint.save_top_k=-1"])
-    (found,) = database.search_runs([database.get_experiment_by_name("atoms").experiment_id])
-    (last,) = Path("runs").glob("*/*/checkpoints/step-0000018.ckpt")
-    return found, str(last.absolute()), table(capsys.readouterr().out)
-
-
-def table(out: str) -> list[str]:
-    return out[: out.index("\n", out.index("memorisation gap") if "memorisation gap" in out else 0)].splitlines()
+QUICK = [
+    "--checks.rows=300", "--checks.train_rows=200", "--checks.solved_rows=8", "--checks.null_rows=64",
+    "--checks.refit_rows=32", "--checks.bootstrap=10", "--trainer.accelerator=cpu",
+]  # fmt: skip
+FAST = [*QUICK, "--checks.skip=[l1, isometry, identifiability, shift, metric, use, stability]"]
+BOXES = re.compile("[\u2500-\u257f]")
 
 
 def children(database, run) -> list:
-    query = f"tags.`mlflow.parentRunId` = '{run.info.run_id}'"
-    return database.search_runs([run.info.experiment_id], query)
+    return database.search_runs([run.info.experiment_id], f"tags.`mlflow.parentRunId` = '{run.info.run_id}'")
 
 
-class TestValidate:
-    """The same table again, and where it is kept."""
-
-    def test_same_table_and_numbers_from_any_directory(self, run, database, capsys, tmp_path, monkeypatch):
-        found, last, printed = run
-        elsewhere = tmp_path / "elsewhere"
-        elsewhere.mkdir()
-        monkeypatch.chdir(elsewhere)
-        main(["validate", f"--ckpt_path={last}", "--trainer.accelerator=cpu"])
-        assert table(capsys.readouterr().out) == printed
-        assert not list(elsewhere.iterdir())
-        (child,) = children(database, found)
-        assert child.info.status == "FINISHED"
-        assert child.data.tags["checkpoint"] == checkpoint.digest(last)
-        assert child.data.tags["command"] == "validate"
-        finals = {name: value for name, value in found.data.metrics.items() if name.startswith("final/")}
-        assert child.data.metrics == finals
-        assert {path.name for path in Path(child.info.artifact_uri).glob("figures/*")} == {
-            "pre_activations.png", "firing_rates.png", "coherence.png", "atoms_per_row.png",
-        }  # fmt: skip
-
-    def test_numbers_reach_the_parent_at_the_rows_the_checkpoint_saw(self, run, database):
-        found, last, _ = run
-        early = last.replace("step-0000018", "step-0000010")
-        main(["validate", f"--ckpt_path={early}", "--trainer.accelerator=cpu"])
-        history = {point.step: point.value for point in database.get_metric_history(found.info.run_id, "final/r2")}
-        (child,) = children(database, found)
-        assert history == {18 * 256: found.data.metrics["final/r2"], 10 * 256: child.data.metrics["final/r2"]}
-        # MLflow shows the value of the highest step: an older checkpoint does not cover the run's own.
-        parent = database.get_run(found.info.run_id)
-        assert parent.data.metrics["final/r2"] == found.data.metrics["final/r2"]
-        assert parent.info.status == "FINISHED"
-
-    def test_store_that_moved(self, run, planted_store, tmp_path, capsys):
-        _, last, printed = run
-        content = torch.load(last, weights_only=True)
-        content["atoms"]["store"] = str(tmp_path / "gone")
-        SealedCheckpointIO().save_checkpoint(content, "moved.ckpt")
-        with pytest.raises(SystemExit):
-            main(["validate", "--ckpt_path=moved.ckpt", "--trainer.accelerator=cpu"])
-        assert "name the store with --data.store" in capsys.readouterr().err
-        main(["validate", "--ckpt_path=moved.ckpt", "--trainer.accelerator=cpu", f"--data.store={planted_store}"])
-        assert table(capsys.readouterr().out) == printed
-
-    def test_another_store_is_judged_in_the_geometry_that_was_learnt(self, run, capsys, database):
-        """The other store's rows are this store's; its training rows, and with them its own geometry, are not."""
-        found, last, _ = run
-        main(["cache", "--data.planted={width: 16, atoms: 24, active: 2.0, rows: 6000, seed: 7}", "--data.store=other"])
-        main(["validate", f"--ckpt_path={last}", "--trainer.accelerator=cpu", "--data.store=other"])
-        assert "is not the store this checkpoint learnt from" in capsys.readouterr().err
-        (child,) = children(database, found)
-        sae = load(last)
-        rows = ActivationStore.open("other").read_rows("val", "planted", 0, 600).double()
-        with torch.no_grad():
-            error = rows - sae(rows.float()).double()
-        metric = sae.geometry.map()
-        spread = (rows - rows.mean(0)) @ metric
-        expected = 1 - (error @ metric).square().sum() / spread.square().sum()
-        assert child.data.metrics["final/r2_aip"] == pytest.approx(float(expected), abs=1e-5)
-
-    def test_wrong_width(self, run, capsys):
-        _, last, _ = run
-        main(["cache", "--data.planted={width: 8, rows: 100}", "--data.store=narrow"])
-        with pytest.raises(SystemExit):
-            main(["validate", f"--ckpt_path={last}", "--data.store=narrow"])
-        assert "has width 8, not the 16 the checkpoint learnt" in capsys.readouterr().err
-
-    def test_run_that_is_gone(self, run, capsys):
-        _, last, printed = run
-        Path("mlflow.db").rename("kept.db")
-        main(["validate", f"--ckpt_path={last}", "--trainer.accelerator=cpu"])
-        out, err = capsys.readouterr()
-        assert table(out) == printed
-        assert err.startswith("note     not logged")
-        assert not Path("mlflow.db").exists()
+@pytest.fixture
+def learnt(fitted, database, fit_words, monkeypatch):
+    """A short fit of one's own: its MLflow run and its last checkpoint."""
+    main([*fit_words, "--trainer.max_epochs=1"])
+    (run,) = database.search_runs([database.get_experiment_by_name("atoms").experiment_id])
+    (last,) = Path("runs").glob("*/*/checkpoints/*.ckpt")
+    return run, str(last.absolute())
 
 
-def test_test_split_has_rows_and_a_child_of_its_own(run, fit_words, database, capsys):
-    found, last, _ = run
-    main(["test", *fit_words[1:], f"--ckpt_path={last}"])
-    assert "600 test rows" in capsys.readouterr().out
-    (child,) = children(database, found)
-    assert child.data.tags["command"] == "test"
-    parent = database.get_run(found.info.run_id)
-    assert parent.data.metrics["test/r2"] == child.data.metrics["test/r2"] != parent.data.metrics["final/r2"]
+def refused(words, capsys) -> str:
+    with pytest.raises(SystemExit) as end:
+        main(["validate", *words])
+    assert end.value.code == 1
+    said = capsys.readouterr().err.splitlines()
+    assert said[-1].startswith("atoms: error: ")
+    return said[-1]
 
 
-def load(path: str):
-    """The dictionary of a checkpoint, rebuilt by hand."""
-    prefix = f"members.{SINGLE}.sae."
-    state = {
-        name.removeprefix(prefix): value
-        for name, value in torch.load(path, weights_only=True)["state_dict"].items()
-        if name.startswith(prefix)
-    }
-    geometry = AtomicInnerProduct.from_state(state["_extra_state"])
-    sae = ThresholdSAE(geometry.width, len(state["threshold"]), geometry=geometry, power=0.5, encoder="aligned")
-    sae.load_state_dict(state)
-    return sae
+# ------------------------------------------------------------------------------------------ what it leaves
 
 
-class TestPredict:
-    """Codes of every row, once."""
+def test_screen_file_and_run(learnt, database, capsys):
+    run, last = learnt
+    capsys.readouterr()
+    main(["validate", f"--ckpt_path={last}", *QUICK])
+    out = capsys.readouterr().out
+    assert "300 held-out rows of planted, 200 training rows beside; width 16" in out
+    assert "R² held out (training rows)" in out
+    assert re.search(r"joint.atoms +(guaranteed|not guaranteed|vacuous) ", out)
+    assert "not done: stability: " in out
+    assert "not done: use: " in out
+    assert "certificate certificates/" in out
+    assert max(map(len, out.splitlines()[:-1])) <= 100
 
-    @pytest.fixture
-    def codes(self, fitted, fit_words, capsys):
-        main(["predict", *fit_words[1:], f"--ckpt_path={fitted.last}", "--output=out/codes.zarr"])
-        assert capsys.readouterr().err == "codes    out/codes.zarr: train, val, test\n"
-        return zarr.open_group("out/codes.zarr", mode="r")
+    found = Certificate.load("certificates/planted")
+    assert " ".join(found.sentence.split()) in " ".join(out.split())
+    assert found.unit.source == {"checkpoint": last, "sha256": checkpoint.digest(last), "member": "tsae"}
+    figures = {path.name for path in Path("certificates/planted").glob("*.png")}
+    assert len(figures) >= 8
 
-    @pytest.mark.parametrize("split", ["train", "val", "test"])
-    def test_equal_the_dictionary_s_own_for_every_row_once(self, codes, fitted, planted_store, split):
-        store = ActivationStore.open(planted_store)
-        group = codes[f"{split}/{SINGLE}"]
-        with torch.no_grad():
-            expected = load(fitted.last).encode(store.read_rows(split, "planted", 0, store.n_rows(split)))
-        seen = torch.zeros(store.n_rows(split), dtype=torch.int64)
-        dense = torch.zeros_like(expected)
-        for _, part in sorted(group.groups()):
-            rows, offsets, indices, values = (torch.from_numpy(part[name][:]) for name in PARTS)
-            assert [rows.dtype, offsets.dtype, indices.dtype, values.dtype] == PARTS_TYPES
-            assert offsets[0] == 0
-            assert offsets[-1] == len(indices) == len(values)
-            lengths = offsets.diff()
-            assert (lengths >= 0).all()
-            dense[rows.repeat_interleave(lengths), indices.long()] = values
-            seen[rows] += 1
-        assert (seen == 1).all()
-        assert torch.equal(dense != 0, expected != 0)
-        assert torch.allclose(dense, expected, rtol=1e-5, atol=1e-6)  # other batch sizes round otherwise
+    (child,) = children(database, run)
+    assert child.info.status == "FINISHED"
+    assert child.data.tags["command"] == "validate"
+    assert child.data.tags["checkpoint"] == checkpoint.digest(last)
+    assert child.data.metrics == pytest.approx({f"check/{key}": value for key, value in found.numbers().items()})
+    assert json.loads((Path(child.info.artifact_uri) / "certificate.json").read_text())["sentence"] == found.sentence
+    assert {path.name for path in Path(child.info.artifact_uri).glob("figures/*.png")} == figures
+    parent = database.get_run(run.info.run_id)
+    assert parent.info.status == "FINISHED"
+    assert child.data.metrics.items() <= parent.data.metrics.items()
+    (point,) = database.get_metric_history(run.info.run_id, "check/joint/f")
+    assert point.step == 18 * 256
 
-    def test_says_what_it_is(self, codes, fitted, planted_store):
-        for split in ("train", "val", "test"):
-            assert dict(codes[f"{split}/{SINGLE}"].attrs) == {
-                "checkpoint": checkpoint.digest(fitted.last),
-                "store": ActivationStore.open(planted_store).identity_hash,
-                "site": "planted",
-                "atoms": 40,
-                "complete": True,
-            }
 
-    def test_in_several_parts(self, fitted, fit_words, monkeypatch):
-        monkeypatch.setattr("atoms.training.codes_writer.ROWS_PER_PART", 512)
-        main(["predict", *fit_words[1:], f"--ckpt_path={fitted.last}", "--splits=[val]"])
-        group = zarr.open_group("codes.zarr/val/" + SINGLE, mode="r")
-        parts = sorted(group.groups())
-        assert [name for name, _ in parts] == ["part-000-000000", "part-000-000001"]
-        assert [row for _, part in parts for row in part["rows"][:]] == list(range(600))
-
-    def test_never_overwrites(self, fitted, fit_words, capsys):
-        Path("codes.zarr").mkdir()
-        with pytest.raises(SystemExit):
-            main(["predict", *fit_words[1:], f"--ckpt_path={fitted.last}"])
-        assert capsys.readouterr().err.startswith("atoms: error: output is codes.zarr, which exists")
-        assert not list(Path("codes.zarr").iterdir())
-
-    @pytest.mark.parametrize("output", ["", "a\0b", "a\x1b[2J"])
-    def test_names_that_cannot_be(self, fitted, fit_words, output, capsys):
-        with pytest.raises(SystemExit):
-            main(["predict", *fit_words[1:], f"--ckpt_path={fitted.last}", f"--output={output}"])
-        assert capsys.readouterr().err.startswith(f"atoms: error: output is {output!r}: name a folder to write")
-
-    def test_broken_off_leaves_nothing_under_its_name_and_starts_afresh(self, fitted, fit_words, monkeypatch, capsys):
-        words = ["predict", *fit_words[1:], f"--ckpt_path={fitted.last}"]
-        with monkeypatch.context() as patch:
-            patch.setattr("atoms.training.codes_writer.ROWS_PER_PART", 512)
-            patch.setattr(CodesWriter, "on_predict_end", disk_is_full)
-            with pytest.raises(SystemExit):
-                main(words)
-            assert capsys.readouterr().err.endswith("atoms: error: disk is full\n")
-        assert list(Path("codes.zarr.partial").iterdir())
-        assert not Path("codes.zarr").exists()
+def test_same_sentence_from_any_directory_and_nothing_written_there(fitted, capsys, tmp_path, monkeypatch):
+    said = []
+    for name in ("one", "other"):
+        (tmp_path / name).mkdir()
+        monkeypatch.chdir(tmp_path / name)
+        words = ["validate", f"--ckpt_path={fitted.last}", *FAST, "--tracking_uri=none", f"--output={tmp_path}/out"]
         main(words)
-        assert zarr.open_group("codes.zarr", mode="r")[f"train/{SINGLE}"].attrs["complete"]
-        assert not list(Path().glob("codes.zarr.partial"))
+        said.append(capsys.readouterr().out)
+        assert not list((tmp_path / name).iterdir())
+    assert said[0] == said[1]
+    assert "logged" not in said[0]
 
 
-def disk_is_full(*_):
-    raise OSError("disk is full")
+def test_plain_has_neither_boxes_nor_colours(fitted, capsys):
+    main(["validate", f"--ckpt_path={fitted.last}", *FAST, "--tracking_uri=none", "--plain=true"])
+    out = capsys.readouterr().out
+    assert not BOXES.search(out)
+    assert "\x1b" not in out
 
 
-PARTS = ("rows", "offsets", "indices", "values")
-PARTS_TYPES = [torch.int64, torch.int64, torch.int32, torch.float32]
+def test_run_that_is_gone(learnt, capsys):
+    _, last = learnt
+    Path("mlflow.db").rename("kept.db")
+    capsys.readouterr()
+    main(["validate", f"--ckpt_path={last}", *FAST])
+    out, err = capsys.readouterr()
+    assert "joint.atoms" in out
+    assert "note     not logged" in err
+    assert not Path("mlflow.db").exists()
+    assert Certificate.load("certificates/planted").sentence
 
 
-def test_rows_that_were_left_out_have_no_codes(planted_store, fit_words, tmp_path):
-    """What ``max_norm`` leaves out of the fit is left out of everything, without being asked again."""
-    strict = "--data.max_norm=1.1"
-    main([*fit_words, "--trainer.logger=false", strict, "--trainer.max_epochs=1", "--data.batch_size=128"])
-    words = [word for word in fit_words[1:] if "batch_size" not in word]
-    (last,) = tmp_path.glob("runs/checkpoints/*.ckpt")
-    main(["predict", *words, f"--ckpt_path={last}", "--splits=[val]"])
-    store = ActivationStore.open(planted_store)
-    limit = 1.1 * np.median(store.norms("train", "planted"))
-    kept = np.flatnonzero(store.norms("val", "planted") <= limit)
-    assert 0 < len(kept) < 600
-    ((_, part),) = zarr.open_group(f"codes.zarr/val/{SINGLE}", mode="r").groups()
-    assert part["rows"][:].tolist() == kept.tolist()
+# ------------------------------------------------------------------------------------------ what is judged
+
+
+def test_members_that_differ_in_their_seed_are_compared(fit_words, capsys):
+    members = "--model.members={a: {seed: 1}, b: {seed: 2}, wide: {expansion: 3}}"
+    main([*fit_words, "--trainer.max_epochs=1", "--trainer.logger=false", members])
+    (last,) = Path("runs").glob("checkpoints/*.ckpt")
+    capsys.readouterr()
+    main(
+        ["validate", f"--ckpt_path={last}", *QUICK, "--checks.skip=[l1, isometry, identifiability, shift, metric, use]"]
+    )
+    out = capsys.readouterr().out
+    assert "wide: not done: stability" in out
+    numbers = {name: Certificate.load(f"certificates/{name}").numbers() for name in ("a", "b", "wide")}
+    assert numbers["a"]["stability/seeds"] == numbers["b"]["stability/seeds"] == 2
+    assert 0 < numbers["a"]["stability/random_mean"] < 1
+    assert "stability/seeds" not in numbers["wide"]
+    assert "logged" not in out  # it was learnt without a run, and is judged without one
+
+
+def test_several_units_share_a_run_with_a_child_each(learnt, database, capsys, planted_store):
+    run, last = learnt
+    config = {
+        "units": {
+            "noise": {"class_path": "atoms.units.RandomUnits", "init_args": {"encoder": "topk"}},
+            "axes": {"class_path": "atoms.units.PCA"},
+            "saved": str(next(Path("runs").glob("*/*/checkpoints/atoms/*"))),
+        }
+    }
+    Path("controls.yaml").write_text(yaml.safe_dump(config))
+    capsys.readouterr()
+    main(["validate", "--config=controls.yaml", f"--ckpt_path={last}", *FAST])
+    out = capsys.readouterr().out
+    header = next(line for line in out.splitlines() if "noise" in line)
+    assert re.search(r"planted +noise +axes +saved", header)
+    (shared,) = children(database, run)
+    assert shared.info.run_name == "controls"
+    inner = {child.info.run_name: child for child in children(database, shared)}
+    assert inner.keys() == {"planted", "noise", "axes", "saved"}
+    assert inner["planted"].data.metrics == pytest.approx(inner["saved"].data.metrics)
+    assert {child.info.status for child in inner.values()} == {"FINISHED"}
+    assert shared.data.metrics["check/axes/joint/f"] == inner["axes"].data.metrics["check/joint/f"]
+    # All are asked for as few atoms as the checkpoint's.
+    assert {child.data.metrics["check/joint/k"] for child in inner.values()} == {4.0}
+
+
+def test_a_unit_by_its_class_and_one_by_its_folder(fitted, planted_store, capsys, database):
+    folder = next(fitted.folder.glob("runs/*/*/checkpoints/atoms/*"))
+    main(["validate", f"--unit={folder}", f"--data.store={planted_store}", *FAST, "--experiment=other"])
+    words = ["--unit=atoms.units.DataUnits", "--unit.k=1", "--unit.atoms=20", f"--data.store={planted_store}"]
+    main(["validate", *words, *FAST, "--experiment=other"])
+    runs = database.search_runs([database.get_experiment_by_name("other").experiment_id])
+    assert len(runs) == 2
+    assert all(run.data.tags["command"] == "validate" for run in runs)
+    assert Certificate.load("certificates/data").unit.kind == "DataUnits"
+    assert Certificate.load(f"certificates/{folder.name}").unit.source["artefact"] == str(folder)
+
+
+def test_store_that_moved(learnt, planted_store, capsys):
+    _, last = learnt
+    content = torch.load(last, weights_only=True)
+    content["atoms"]["store"] = str(Path("gone").absolute())
+    SealedCheckpointIO().save_checkpoint(content, "moved.ckpt")
+    assert "name the store with --data.store" in refused(["--ckpt_path=moved.ckpt", *FAST], capsys)
+    main(["validate", "--ckpt_path=moved.ckpt", *FAST, f"--data.store={planted_store}"])
+    assert "joint.atoms" in capsys.readouterr().out
+
+
+def test_another_store_is_named(fitted, capsys):
+    main(["cache", "--data.planted={width: 16, atoms: 24, active: 2.0, rows: 2000, seed: 7}", "--data.store=other"])
+    main(["validate", f"--ckpt_path={fitted.last}", *FAST, "--data.store=other", "--tracking_uri=none"])
+    assert "is not the store this checkpoint learnt from" in capsys.readouterr().err
+    assert Certificate.load("certificates/planted").rows.store.endswith("other")
+
+
+# ------------------------------------------------------------------------------------------ what is required
+
+
+@pytest.mark.parametrize("wish", ["rows.rows>=300", "sparsity.dead<=1", "rows.independent=not refuted"])
+def test_requirement_that_is_met(fitted, wish):
+    main(["validate", f"--ckpt_path={fitted.last}", *FAST, "--tracking_uri=none", f"--require={wish}"])
+
+
+def test_requirements_that_are_not(fitted, capsys):
+    words = ["--require=[rows.rows>=301, sparsity.dead<=1, l1.bp_recovered>=0.1]", "--tracking_uri=none"]
+    with pytest.raises(SystemExit) as end:
+        main(["validate", f"--ckpt_path={fitted.last}", *FAST, *words])
+    assert end.value.code == 3
+    out = capsys.readouterr().out
+    assert [line for line in out.splitlines() if line.startswith("unmet")] == [
+        "unmet       planted: rows.rows>=301.0: is 300",
+        "unmet       planted: l1.bp_recovered>=0.1: was not measured",
+    ]
+    assert Certificate.load("certificates/planted").sentence
+
+
+@pytest.mark.parametrize("wish", ["rows.rowz>=1", "joint.atom"])
+def test_requirement_nobody_knows(fitted, wish, capsys):
+    said = refused([f"--ckpt_path={fitted.last}", *FAST, "--tracking_uri=none", f"--require={wish}"], capsys)
+    assert "near are" in said
+
+
+# ------------------------------------------------------------------------------------------ bad input
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        ([], "nothing to judge: name a checkpoint with --ckpt_path, or a unit with --unit"),
+        (["--unit=atoms.units.PCA"], "data.store is not set"),
+        (["--unit=atoms.units.PCA", "--data.store=nowhere"], "data.store is nowhere, which does not exist"),
+        (["--ckpt_path=none.ckpt"], "ckpt_path is none.ckpt, which is not a file"),
+        (["--unit=os.path.join"], "class_path os.path.join is not imported"),
+        (["--unit=none"], "none holds no saved SAE"),
+        (["--unit=atoms.units.PCA", "--require=f"], "require is 'f'"),
+        (["--unit=atoms.units.PCA", "--checks.eta=2"], "checks.eta is 2.0"),
+        (["--unit=atoms.units.PCA", "--trainer.strategy=tensor_parallel"], "atoms are judged whole"),
+    ],
+)
+def test_what_cannot_be_asked(words, said, capsys):
+    assert said in refused(words, capsys)
+    assert not Path("certificates").exists()
+
+
+def test_wrong_width(fitted, capsys):
+    main(["cache", "--data.planted={width: 8, rows: 100}", "--data.store=narrow"])
+    said = refused([f"--ckpt_path={fitted.last}", "--data.store=narrow", *FAST], capsys)
+    assert "has width 16, but planted has 8" in said
+
+
+@pytest.mark.parametrize("splits", [{"train": 150, "val": 0}, {"train": 150}])
+def test_store_without_held_out_rows(splits, capsys):
+    make_store(Path("trainonly").absolute(), replace(SPEC, splits=splits))
+    said = refused(["--unit=atoms.units.PCA", "--data.store=trainonly", f"--data.site={SITE}", *FAST], capsys)
+    assert "split 'val'" in said
+    assert not Path("certificates").exists()

@@ -61,7 +61,9 @@ class JointClaim(Check):
 
     def compute(self) -> JointFindings:
         """Rebuild held-out rows from the whitening basis."""
-        rows = self.subject.held_out.sample(BASIS_ROWS)[self.subject.held_out.site].double()
+        rows = self.subject.held_out.sample(BASIS_ROWS, limit=self.subject.settings.rows)[
+            self.subject.held_out.site
+        ].double()
         geometry = self.subject.geometry
         energy = ((rows - geometry.mean) @ geometry.eigenvectors).square()
         total = energy.sum(1, keepdim=True).clamp_min(torch.finfo(torch.float64).tiny)
