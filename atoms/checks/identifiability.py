@@ -264,7 +264,8 @@ def _support_claim(kind: str, index: Tensor, off: Tensor, on: Tensor, tau: float
     if len(missed):
         first = int(missed[0])
         verdict = Verdict.REFUTED
-        why = f"found in {exact.double().mean():.1%} of the rows at tau = {tau:.3g}; not in row {index[first]}"
+        at = "at any threshold" if math.isnan(tau) else f"at tau = {tau:.3g}"
+        why = f"found in {exact.double().mean():.1%} of the rows {at}; not in row {index[first]}"
     else:
         verdict, why = Verdict.NOT_REFUTED, f"found in every row looked at, at tau = {tau:.3g}"
     return Claim(
