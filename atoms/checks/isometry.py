@@ -23,7 +23,7 @@ from atoms.geometry import welch_babel
 SINGULAR = 1e-12
 """A Gram matrix of unit atoms with an eigenvalue below this is singular: float32 atoms are not exact to more."""
 
-_WORK = 3e10  # cubes of support sizes, summed: about ten seconds on one core
+_WORK = 1e10  # cubes of support sizes, summed: a few seconds on one core
 _SOURCE = "Towards Atoms (arXiv 2509.20784), T2; Gershgorin; Tropp 2004"
 
 

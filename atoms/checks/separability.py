@@ -178,7 +178,8 @@ def _own(atoms: Tensor) -> tuple[float, float]:
         geometry = AtomicInnerProduct.from_atoms(atoms)
     except AtomsError:  # they do not span the space
         return math.nan, math.nan
-    return rms_cosine(atoms, aip=geometry), geometry.norm(atoms).square().sum().item()
+    leverage = sum(geometry.norm(block).square().sum().item() for block in torch.split(atoms, 8192))
+    return rms_cosine(atoms, aip=geometry), leverage
 
 
 def _pair(found: Coherence) -> str:
