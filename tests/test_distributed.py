@@ -232,6 +232,7 @@ class TestFit:
         assert sorted(rows) == list(range(600))
 
 
+@pytest.mark.slow
 def test_every_activation_trains_on_shards_as_alone(planted_store, tmp_path):
     members = "{" + ", ".join(f"{name}: {{activation: {name}}}" for name in ("relu", "topk", "batch_topk")) + "}"
     words = (f"--model.members={members}", "--trainer.limit_train_batches=24", "--trainer.max_epochs=1")

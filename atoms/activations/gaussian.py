@@ -10,14 +10,13 @@ import torch
 from torch import Tensor
 
 from atoms.activations.grid import Span
-from atoms.activations.synthetic import SyntheticRows
 from atoms.geometry import Moments
 
 _ROWS_AT_ONCE = 16_384
 """Rows drawn at a time in float64; a block of a wide site would fill the memory."""
 
 
-class GaussianRows(SyntheticRows):
+class GaussianRows:
     """Independent Gaussian rows, ``μ + g Σ^(1/2)`` with ``g`` standard normal, drawn in float64.
 
     They are the null of every claim about directions that rests on more than first and second moments. Sites are

@@ -13,7 +13,7 @@ from atoms.activations.grid import Span
 from atoms.activations.identity import digest_of
 from atoms.activations.location import Location, Where, locate
 from atoms.activations.store import ActivationStore
-from atoms.activations.synthetic import SyntheticRows, write_rows
+from atoms.activations.synthetic import write_rows
 from atoms.errors import AtomsError
 
 SITE = "planted"
@@ -22,7 +22,7 @@ PLANTED_FILE = "planted.safetensors"
 
 
 @dataclass
-class PlantedSpec(SyntheticRows):
+class PlantedSpec:
     """A synthetic store with a ground truth, to see whether training finds what is there.
 
     Rows are ``offset + codes @ atoms + noise``: unit atoms drawn isotropically, each of them in a row with the same

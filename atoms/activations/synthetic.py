@@ -1,8 +1,7 @@
 """Stores of rows that are drawn instead of harvested."""
 
-from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -20,7 +19,7 @@ from atoms.progress import Meter
 BLOCK_BYTES = 64 * 2**20
 
 
-class SyntheticRows(ABC):
+class SyntheticRows(Protocol):
     """Rows of some sites that are a pure function of settings, block by block.
 
     Attributes:
@@ -30,19 +29,15 @@ class SyntheticRows(ABC):
     seed: int
 
     @property
-    @abstractmethod
     def identity(self) -> dict[str, Any]:
         """What the rows depend on, plain values."""
 
-    @abstractmethod
     def widths(self) -> dict[str, int]:
         """Width of every site."""
 
-    @abstractmethod
     def split_rows(self) -> dict[str, int]:
         """Rows of every split."""
 
-    @abstractmethod
     def blocks(self, span: Span) -> dict[str, Tensor]:
         """Rows of one block, (rows, H) per site; a function of the settings and the block alone."""
 

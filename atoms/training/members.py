@@ -75,6 +75,25 @@ class MemberConfig:
             )
         return atoms
 
+    def sae(self, geometry: AtomicInnerProduct, shard: Shard | None = None) -> ThresholdSAE:
+        """The untrained dictionary of these settings.
+
+        Args:
+            geometry: The atomic inner product of its site.
+            shard: Which of its atoms this process holds; all if None.
+        """
+        return ThresholdSAE(
+            geometry.width,
+            self.num_atoms(geometry.width),
+            geometry=geometry,
+            power=self.power,
+            encoder=self.encoder,
+            activation=self.activation,
+            k=max(1, round(self.target_l0)) if self.activation == "topk" else None,
+            seed=self.seed,
+            shard=shard,
+        )
+
 
 class Member(nn.Module):
     """One dictionary in training: the SAE, and what steers it without gradients.
@@ -103,17 +122,7 @@ class Member(nn.Module):
                 "model.expansion"
             )
         self.config = config
-        self.sae = ThresholdSAE(
-            geometry.width,
-            atoms,
-            geometry=geometry,
-            power=config.power,
-            encoder=config.encoder,
-            activation=config.activation,
-            k=max(1, round(config.target_l0)) if config.activation == "topk" else None,
-            seed=config.seed,
-            shard=shard,
-        )
+        self.sae = config.sae(geometry, shard)
         objective = Objective(target_l0=config.target_l0, error_power=config.error_power)
         self.control = Control(self.sae, objective, rows=rows, group=group)
 
