@@ -96,10 +96,10 @@ def _parser() -> AtomsArgumentParser:
         help="The checkpoint that `atoms fit` named, every member of which is judged; or several.",
     )
     parser.add_argument(
-        "--unit", type=str | Unit | None, default=None, help="A saved dictionary's folder, or any unit by class_path."
+        "--unit", type=Unit | str | None, default=None, help="A saved dictionary's folder, or any unit by class_path."
     )
     parser.add_argument(
-        "--units", type=dict[str, str | Unit], default={}, help="Several of them, by the names tables give them."
+        "--units", type=dict[str, Unit | str], default={}, help="Several of them, by the names tables give them."
     )
     parser.add_argument(
         "--seeds",
@@ -136,7 +136,7 @@ def _parser() -> AtomsArgumentParser:
 def _question(built: Any) -> Question:
     """Settings as what they mean."""
     paths = _listed(built.ckpt_path)
-    named: dict[str, str | Unit] = dict(built.units)
+    named: dict[str, Unit | str] = dict(built.units)
     if built.unit is not None:
         named[Path(built.unit).name if isinstance(built.unit, str) else built.unit.name] = built.unit
     units = {name: TrainedUnit.load(unit) if isinstance(unit, str) else unit for name, unit in named.items()}

@@ -54,14 +54,7 @@ def _configs(settings: dict[str, Any]) -> dict[str, MemberConfig]:
 
 def _rebuild(config: MemberConfig, state: dict[str, Any]) -> ThresholdSAE:
     geometry = AtomicInnerProduct.from_state(state["_extra_state"])
-    sae = ThresholdSAE(
-        geometry.width,
-        config.num_atoms(geometry.width),
-        geometry=geometry,
-        power=config.power,
-        encoder=config.encoder,
-        seed=config.seed,
-    )
+    sae = config.sae(geometry)
     sae.load_state_dict(state)
     sae.requires_grad_(False)
     return torch.nn.Module.eval(sae)
