@@ -30,7 +30,7 @@ def dense(found, atoms):
     return codes.scatter_add(1, found.support % (atoms + 1), found.coefficients)[:, :atoms]
 
 
-# Fixed cases: of two correlations within 1e-6 either may come first, and scikit-learn ends before its time now and then.
+# Fixed cases: of two correlations within 1e-6 either may come first, and scikit-learn now and then ends early.
 @pytest.mark.parametrize(
     ("width", "atoms", "rows", "k"),
     [(4, 3, 50, 1), (8, 8, 100, 4), (12, 30, 300, 6), (24, 60, 65, 12), (48, 20, 64, 8)],
