@@ -68,7 +68,8 @@ class TrainedUnit(Unit):
         """Whether another dictionary was asked to be the same, from another start."""
 
         def asked(unit: TrainedUnit) -> tuple[object, ...]:
-            return unit.site, tuple(unit.atoms.shape), unit.power, unit.sae.encoder, unit.target_l0
+            sae = unit.sae
+            return unit.site, tuple(unit.atoms.shape), unit.power, sae.encoder, sae.activation, sae.k, unit.target_l0
 
         return asked(self) == asked(other) and self.seed != other.seed
 
