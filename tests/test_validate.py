@@ -133,6 +133,18 @@ def test_members_that_differ_in_their_seed_are_compared(fit_words, capsys):
     assert "logged" not in out  # it was learnt without a run, and is judged without one
 
 
+def test_twins_that_learnt_from_noise(fitted, capsys):
+    main(["validate", f"--ckpt_path={fitted.last}", *FAST, "--noise=true", "--tracking_uri=none"])
+    out = capsys.readouterr().out
+    assert "tsae from noise" in out
+    found = {name: Certificate.load(f"certificates/{name}") for name in ("planted", "tsae from noise", "tsae on noise")}
+    assert found["tsae from noise"].rows.store == found["planted"].rows.store
+    assert found["tsae on noise"].rows.store.endswith("noise-0.zarr")
+    assert found["planted"].unit.digest != found["tsae from noise"].unit.digest == found["tsae on noise"].unit.digest
+    r2 = {name: each.numbers()["representability/r2"] for name, each in found.items()}
+    assert r2["planted"] > r2["tsae from noise"]
+
+
 def test_several_units_share_a_run_with_a_child_each(learnt, database, capsys, planted_store):
     run, last = learnt
     config = {
@@ -142,7 +154,7 @@ def test_several_units_share_a_run_with_a_child_each(learnt, database, capsys, p
             "saved": str(next(Path("runs").glob("*/*/checkpoints/atoms/*"))),
         }
     }
-    Path("controls.yaml").write_text(yaml.safe_dump(config))
+    Path("controls.yaml").write_text(yaml.safe_dump(config, sort_keys=False))
     capsys.readouterr()
     main(["validate", "--config=controls.yaml", f"--ckpt_path={last}", *FAST])
     out = capsys.readouterr().out
@@ -225,9 +237,10 @@ def test_requirement_nobody_knows(fitted, wish, capsys):
         (["--unit=atoms.units.PCA"], "data.store is not set"),
         (["--unit=atoms.units.PCA", "--data.store=nowhere"], "data.store is nowhere, which does not exist"),
         (["--ckpt_path=none.ckpt"], "ckpt_path is none.ckpt, which is not a file"),
-        (["--unit=os.path.join"], "class_path os.path.join is not imported"),
+        (["--unit=os.path.join"], "os.path.join holds no saved SAE"),
         (["--unit=none"], "none holds no saved SAE"),
         (["--unit=atoms.units.PCA", "--require=f"], "require is 'f'"),
+        (["--unit=atoms.units.PCA", "--data.store=.", "--noise=true"], "data.store is ., where there is no store"),
         (["--unit=atoms.units.PCA", "--checks.eta=2"], "checks.eta is 2.0"),
         (["--unit=atoms.units.PCA", "--trainer.strategy=tensor_parallel"], "atoms are judged whole"),
     ],

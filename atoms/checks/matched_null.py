@@ -76,8 +76,8 @@ def fidelity_matched_null(subject: Subject, r2: float) -> MatchedNull:
     back = geometry.unmap().to(subject.device)
 
     # The same for every unit of as many atoms, and dear: what was pursued for one serves the next.
-    key = (geometry.digest, subject.held_out.data.store.identity_hash, len(directions), settings.null_rows)
-    key += (settings.rows, settings.seed)
+    drawn_for = len(directions), settings.null_rows, settings.rows, settings.seed
+    key = (geometry.digest, subject.held_out.data.store.identity_hash, *drawn_for)
     while True:
         k = min(k, top)
         if key not in _PURSUED or len(_PURSUED[key][1]) < k:

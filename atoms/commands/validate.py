@@ -1,5 +1,6 @@
 """``atoms validate``: what may be claimed of a unit, on documents nobody learnt from."""
 
+import copy
 import sys
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -21,11 +22,15 @@ from atoms.processes import leave_at_exit
 from atoms.training import checkpoint
 from atoms.training.certificate_log import log_certificates
 from atoms.training.parallel import NAME as SHARDED
-from atoms.training.trained_units import units_of
+from atoms.training.trained_units import noise_twins, units_of
 from atoms.units import TrainedUnit, Unit
 
 UNMET = 3
 """Status the command exits with where a requirement is not met."""
+
+
+Job = tuple[Unit, ActivationDataModule, CheckSettings]
+"""What is judged, on which rows, and how."""
 
 
 @dataclass
@@ -55,6 +60,7 @@ class Question:
     output: str
     tracking_uri: str | None
     experiment: str
+    noise: bool
     plain: bool
     record: checkpoint.Record | None = None
     learnt: dict[str, TrainedUnit] = field(default_factory=dict)
@@ -129,6 +135,13 @@ def _parser() -> AtomsArgumentParser:
         help="Where MLflow keeps the run; the checkpoint's own if left out. 'none' keeps none.",
     )
     parser.add_argument("--experiment", type=str, default="atoms", help="MLflow experiment, without a checkpoint.")
+    parser.add_argument(
+        "--noise",
+        type=bool,
+        default=False,
+        help="Also train each checkpoint again on Gaussian rows of the same mean and covariance, as long as it was, "
+        "and judge the twin on real rows and on noise. The noise goes into the output folder.",
+    )
     parser.add_argument("--plain", type=bool, default=False, help="No colours and no boxes.")
     return parser
 
@@ -161,6 +174,7 @@ def _question(built: Any) -> Question:
         output=built.output,
         tracking_uri=built.tracking_uri,
         experiment=built.experiment,
+        noise=built.noise,
         plain=built.plain,
     )
     for path in paths:
@@ -194,17 +208,14 @@ def judge(question: Question) -> list[Certificate]:
         site = sites.pop() if len(sites) == 1 else None
     others = [unit for path in question.seeds for unit in _seeds(path)]
     use_fast_float32()
+    jobs: list[Job] = [(unit, data, _checks(question, unit)) for unit in units.values()]
+    jobs += _noise_jobs(question, data)
     certificates = []
-    for name, unit in units.items():
-        checks = question.checks
-        if checks.max_k is None and name not in question.learnt and question.learnt:
-            # Beside a checkpoint everything else is asked for as few atoms as it is.
-            target = next(iter(question.learnt.values())).target_l0
-            checks = replace(checks, max_k=None if target is None else round(2 * target))
+    for unit, rows, checks in jobs:
         rivals = [other for other in others if other.site == unit.site] + _siblings(unit, question.learnt)
         found = certify(
             unit,
-            data,
+            rows,
             site=None if unit.site else site,
             settings=checks,
             others=rivals,
@@ -212,12 +223,39 @@ def judge(question: Question) -> list[Certificate]:
         )
         certificates.append(found)
         if is_first_rank():
-            found.save(Path(question.output) / name.replace("/", "-"))
+            found.save(Path(question.output) / unit.name.replace("/", "-"))
     if is_first_rank():
         show(certificates, plain=question.plain)
         print(f"certificate {question.output}/")
         log_certificates(certificates, question.record, question.ckpt_path, question.tracking_uri, question.experiment)
     return certificates
+
+
+def _checks(question: Question, unit: Unit) -> CheckSettings:
+    """How to judge a unit: beside a checkpoint, everything else is asked for as few atoms as it is."""
+    if question.checks.max_k is not None or not question.learnt or unit.name in question.learnt:
+        return question.checks
+    target = next(iter(question.learnt.values())).target_l0
+    return replace(question.checks, max_k=None if target is None else round(2 * target))
+
+
+def _noise_jobs(
+    question: Question, data: ActivationDataModule
+) -> list[tuple[Unit, ActivationDataModule, CheckSettings]]:
+    """The checkpoints' twins that learnt from noise, on real rows and on noise."""
+    jobs: list[tuple[Unit, ActivationDataModule, CheckSettings]] = []
+    if not question.noise:
+        return jobs
+    if not question.ckpt_path:
+        raise AtomsError("noise is true, but there is no checkpoint whose training could be repeated: give --ckpt_path")
+    for number, path in enumerate(question.ckpt_path):
+        folder = Path(question.output) / f"noise-{number}.zarr"
+        twins, noise = noise_twins(path, data, folder, question.trainer)
+        for unit in twins.values():
+            on_noise = copy.copy(unit)
+            unit.name, on_noise.name = f"{unit.name} from noise", f"{unit.name} on noise"
+            jobs += [(unit, data, question.checks), (on_noise, noise, question.checks)]
+    return jobs
 
 
 def _data(question: Question) -> ActivationDataModule:

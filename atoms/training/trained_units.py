@@ -5,11 +5,13 @@ from typing import Any
 
 import torch
 
+from atoms.activations.datamodule import ActivationDataModule
 from atoms.errors import AtomsError
 from atoms.geometry import AtomicInnerProduct
 from atoms.sae import ThresholdSAE
 from atoms.training import checkpoint
 from atoms.training.members import SINGLE, MemberConfig, member_configs
+from atoms.training.noise_control import train_on_noise
 from atoms.units import TrainedUnit
 
 
@@ -43,6 +45,34 @@ def units_of(path: str | Path) -> tuple[dict[str, TrainedUnit], checkpoint.Recor
         units[name] = TrainedUnit(sae, name=shown, site=config.site, target_l0=config.target_l0, seed=config.seed)
         units[name].source = {"checkpoint": str(path), "sha256": digest, "member": name}
     return units, record
+
+
+def noise_twins(
+    path: str | Path, data: ActivationDataModule, folder: Path, place: dict[str, Any]
+) -> tuple[dict[str, TrainedUnit], ActivationDataModule]:
+    """Train every member of a checkpoint again on Gaussian rows of the same mean and covariance.
+
+    Args:
+        path: The checkpoint.
+        data: The rows it learnt from.
+        folder: Where the store of noise goes, or lies.
+        place: Where to train, as Lightning's Trainer takes it.
+
+    Returns:
+        The twins by member, and the noise.
+
+    Raises:
+        AtomsError: As `atoms.training.noise_control.train_on_noise`.
+    """
+    content, _ = checkpoint.read(path)
+    settings = content["hyper_parameters"]
+    length = {"max_steps": int(content["global_step"])}
+    saes, noise = train_on_noise(settings, data, folder, {**place, **length})
+    units = {}
+    for name, config in _configs(settings).items():
+        units[name] = TrainedUnit(saes[name], name=name, site=config.site, target_l0=config.target_l0, seed=config.seed)
+        units[name].source = {"noise twin of": str(path), "member": name}
+    return units, noise
 
 
 def _configs(settings: dict[str, Any]) -> dict[str, MemberConfig]:
