@@ -1,11 +1,13 @@
 """The certificate as a file."""
 
 import json
+from pathlib import Path
 
 import jsonschema
 import pytest
 from certificates import certificate
 
+import atoms
 from atoms.checks.certificate import FILE, Certificate, schema
 from atoms.checks.claim import Verdict
 from atoms.errors import AtomsError
@@ -35,6 +37,11 @@ def test_section_that_is_not_there():
 def test_fits_the_published_schema():
     jsonschema.Draft202012Validator.check_schema(schema())
     jsonschema.validate(json.loads(certificate().to_json()), schema())
+
+
+def test_schema_is_the_one_in_the_documentation():
+    published = Path(atoms.__file__).parents[1] / "docs" / "certificate.schema.json"
+    assert json.loads(published.read_text()) == schema()
 
 
 @pytest.mark.parametrize(
