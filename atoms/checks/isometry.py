@@ -14,14 +14,12 @@ from torch import Tensor
 from atoms.checks.check import Check, Encoded, Subject
 from atoms.checks.claim import Claim, Section, Verdict
 from atoms.checks.predicates import babel_rip, gershgorin_rip
+from atoms.checks.recovery_margins import DEPENDENT
 from atoms.checks.separability import Separability
 from atoms.checks.sparsity_levels import LEVELS, SparsityLevels, sparsity_levels, unknown_sparsity
 from atoms.checks.support_sample import SupportSample
 from atoms.errors import AtomsError
 from atoms.geometry import welch_babel
-
-SINGULAR = 1e-12
-"""A Gram matrix of unit atoms with an eigenvalue below this is singular: float32 atoms are not exact to more."""
 
 _WORK = 1e10  # cubes of support sizes, summed: a few seconds on one core
 _SOURCE = "Towards Atoms (arXiv 2509.20784), T2; Gershgorin; Tropp 2004"
@@ -52,7 +50,7 @@ class Extremes:
     @property
     def singular(self) -> Tensor:
         """Which supports are linearly dependent, (supports,) bool."""
-        return self.lowest < SINGULAR
+        return self.lowest < DEPENDENT
 
     @property
     def condition(self) -> Tensor:
@@ -248,7 +246,7 @@ def _measured(name: str, what: str, found: Extremes) -> Claim:
         source="the definition of restricted isometry, on a sample",
         computed_on=f"{len(found.k):,} supports",
         value=lowest,
-        threshold=SINGULAR,
+        threshold=DEPENDENT,
         inputs={"singular": len(singular)},
     )
 

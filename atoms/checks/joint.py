@@ -18,7 +18,7 @@ from torch import Tensor
 from atoms.checks.bootstrap import Interval, bootstrap_interval
 from atoms.checks.check import Check, Subject
 from atoms.checks.claim import Claim, Section, Verdict
-from atoms.checks.matched_null import MatchedNull, fidelity_matched_null
+from atoms.checks.random_controls import ISOTROPIC, RandomControl, random_controls
 from atoms.checks.recovery_margins import CERTIFIED, recovery_margins
 from atoms.checks.row_certificates import RowCertificates
 from atoms.errors import AtomsError
@@ -26,6 +26,8 @@ from atoms.geometry.inner_product import unit_rows
 
 BASIS_ROWS = 4096
 SAME_K_ROWS = 512
+NEAR = 0.02
+"""A control that comes this near has earned as much: two random dictionaries differ by that."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -33,23 +35,31 @@ class JointFindings:
     """What the decisive claim rests on beside the row certificates.
 
     Attributes:
-        basis_errors: Relative squared errors of sampled held-out rows, each rebuilt from its k best directions of the
-            whitening basis, at column k, (rows, H + 1) float64.
+        basis_errors: Relative squared errors of sampled held-out rows, each rebuilt about the mean from its k best
+            principal axes, at column k, (rows, H + 1) float64: for the axes of the second moment, which are orthogonal
+            in S, and for those of the covariance.
     """
 
-    basis_errors: Tensor
+    basis_errors: tuple[Tensor, ...]
 
     def basis_f(self, eta: float, k: int) -> float:
-        """Share of rows that the whitening basis rebuilds within ``eta`` from ``k`` directions.
+        """Share of rows that the better of the bases rebuilds within ``eta`` from ``k`` axes.
 
-        Its directions are orthogonal in S, so every code of it is certified: this is its F.
+        Every code on directions that are orthogonal in S is certified: this is the F of a complete basis. For the axes
+        of the covariance, which are nearly so, it is an upper bound.
         """
-        return float((self.basis_errors[:, min(k, self.basis_errors.shape[1] - 1)] <= eta).double().mean())
+        return max(
+            float((errors[:, min(k, errors.shape[1] - 1)] <= eta).double().mean()) for errors in self.basis_errors
+        )
 
     def least_k(self, eta: float, share: float) -> float:
-        """Fewest of its directions per row at which a share of the rows is within ``eta``."""
-        reached = (self.basis_errors <= eta).double().mean(0) >= share
-        return float(reached.int().argmax()) if bool(reached.any()) else math.nan
+        """Fewest axes per row at which a share of the rows is within ``eta``."""
+        found = []
+        for errors in self.basis_errors:
+            reached = (errors <= eta).double().mean(0) >= share
+            if bool(reached.any()):
+                found.append(float(reached.int().argmax()))
+        return min(found, default=math.nan)
 
 
 class JointClaim(Check):
@@ -61,23 +71,17 @@ class JointClaim(Check):
 
     def compute(self) -> JointFindings:
         """Rebuild held-out rows from the whitening basis."""
-        rows = self.subject.held_out.sample(BASIS_ROWS, limit=self.subject.settings.rows)[
-            self.subject.held_out.site
-        ].double()
-        geometry = self.subject.geometry
-        energy = ((rows - geometry.mean) @ geometry.eigenvectors).square()
-        total = energy.sum(1, keepdim=True).clamp_min(torch.finfo(torch.float64).tiny)
-        explained = energy.sort(1, descending=True).values.cumsum(1) / total
-        return JointFindings(torch.cat([torch.ones_like(total), 1 - explained], 1))
+        subject = self.subject
+        rows = subject.held_out.sample(BASIS_ROWS, limit=subject.settings.rows)[subject.held_out.site].double()
+        axes = subject.geometry.eigenvectors, torch.linalg.eigh(subject.train.moments.covariance.cpu())[1]
+        return JointFindings(tuple(_errors(rows - subject.geometry.mean, basis) for basis in axes))
 
     def report(self, found: Mapping[str, Any]) -> Section:
         """Hold F against its controls."""
         if "rows" not in found:
             raise AtomsError("the joint claim rests on the row certificates, which could not be made")
-        matched = None
-        if "representability" in found:
-            matched = fidelity_matched_null(self.subject, found["representability"].held_out.scores["r2"])
-        return _Judgement(self.subject, found["rows"], found["joint"], matched).section()
+        rows: RowCertificates = found["rows"]
+        return _Judgement(self.subject, rows, found["joint"], random_controls(self.subject, rows)).section()
 
 
 @dataclass(frozen=True, eq=False)
@@ -87,7 +91,7 @@ class _Judgement:
     subject: Subject
     rows: RowCertificates
     joint: JointFindings
-    matched: MatchedNull | None
+    random: Mapping[str, RandomControl]
 
     def _interval(self, eta: float, k: int) -> Interval:
         """F of the unit, with an interval over groups of documents."""
@@ -117,29 +121,37 @@ class _Judgement:
             "k_half": _least_k(self.rows.joint(eta, self.subject.width), self.rows.used, least),
             "k_half_basis": self.joint.least_k(eta, least),
         }
-        nulls = {"whitening basis": basis}
+        null_rows = next(iter(self.random.values())).rows
+        nulls = {"principal axes": basis} | {name: control.f for name, control in self.random.items()}
+        matched = self.random[ISOTROPIC]
+        numbers |= {
+            "f_two_sided": self.rows.joint_two_sided(eta, k).double().mean().item(),
+            "f_random": matched.f,
+            "f_random_rows": max(control.f for name, control in self.random.items() if name != ISOTROPIC),
+            "k_matched": math.nan if matched.k is None else float(matched.k),
+            "r2_matched": matched.r2,
+        }
         notes = []
-        if self.matched is None:
-            notes.append("The random dictionary of the same fidelity needs representability, which was not measured.")
-        else:
-            nulls["random, same fidelity"] = self.matched.f if self.matched.reached else 0.0
-            numbers |= {
-                "f_matched": self.matched.f if self.matched.reached else math.nan,
-                "k_matched": float(self.matched.k) if self.matched.reached else math.nan,
-                "r2_matched": self.matched.r2,
-            }
-            if not self.matched.reached:
-                notes.append(
-                    f"{self.subject.num_atoms:,} random directions cannot reach the unit's R²: with {self.matched.k} "
-                    f"atoms a row they have {self.matched.r2:.3f}."
-                )
-        verdict, why = verdict_of(f, least, nulls)
+        if matched.k is None:
+            notes.append(
+                f"{self.subject.num_atoms:,} random directions do not reach the unit's R²: with at most "
+                f"{matched.steps[-1]} atoms a row they have {matched.r2:.3f}."
+            )
+        if self.rows.one_sided:
+            notes.append(
+                "No code of the unit has a negative coefficient, so uniqueness is asked among such codes, of the unit "
+                f"and of random directions alike; among codes of both signs F is {numbers['f_two_sided']:.3f}."
+            )
+        counts = dict.fromkeys(nulls, null_rows) | {"principal axes": len(self.joint.basis_errors[0])}
+        ends = {name: upper_end(null, counts[name]) for name, null in nulls.items()}
+        verdict, why = verdict_of(f, least, nulls, ends)
         claim = Claim(
             name="atoms",
             statement=(
-                f"At least {max(f.low, least) if f.low == f.low else least:.0%} of held-out rows are rebuilt with a "
-                f"relative squared error of at most {eta:g} by at most {k} atoms, in a code that is provably the only "
-                "one of least l1 norm."
+                f"At least {least:.0%} of held-out rows are rebuilt with a relative squared error of at most {eta:g} "
+                f"by at most {k} atoms, in a code that is provably the only one of least l1 norm of what it rebuilds"
+                f"{', among codes without negative coefficients' if self.rows.one_sided else ''}; and no control comes "
+                "as far."
             ),
             verdict=verdict,
             why=why,
@@ -153,25 +165,41 @@ class _Judgement:
         return Section(JointClaim.name, JointClaim.title, numbers, (claim,), notes=tuple(notes))
 
 
-def verdict_of(f: Interval, least: float, nulls: Mapping[str, float]) -> tuple[Verdict, str]:
+def verdict_of(f: Interval, least: float, nulls: Mapping[str, float], ends: Mapping[str, float]) -> tuple[Verdict, str]:
     """Judge the share of rows that hold, against the least that is asked and against what controls earn.
 
     Args:
         f: The unit's share, with its interval.
         least: The least share that makes a claim.
         nulls: Shares of controls under the same predicate, by name.
+        ends: Upper ends of their intervals.
 
     Returns:
-        ``guaranteed`` where the unit reaches the least and leaves every control below its interval; ``vacuous`` where
-        one of them comes as far; else ``not guaranteed``. And the reason.
+        ``guaranteed`` where the lower end of the unit's interval reaches the least and leaves every control's upper end
+        `NEAR` below; ``vacuous`` where a control comes as far; else ``not guaranteed``. And the reason.
     """
     low = f.value if math.isnan(f.low) else f.low
     beside = ", ".join(f"{name} {null:.3f}" for name, null in nulls.items())
-    if f.value < least:
-        return Verdict.NOT_GUARANTEED, f"F = {f.value:.3f}, below {least:g} ({beside})"
-    if equals := [name for name, null in nulls.items() if null >= low]:
-        return Verdict.VACUOUS, f"F = {f.value:.3f} from {low:.3f}, which {equals[0]} earns too ({beside})"
+    if low < least:
+        return Verdict.NOT_GUARANTEED, f"F = {f.value:.3f} from {low:.3f}, below {least:g} ({beside})"
+    if equals := [name for name, end in ends.items() if end + NEAR > low]:
+        return Verdict.VACUOUS, f"F = {f.value:.3f} from {low:.3f}, which {equals[0]} may earn too ({beside})"
     return Verdict.GUARANTEED, f"F = {f.value:.3f} from {low:.3f}; controls stay below ({beside})"
+
+
+def upper_end(share: float, rows: int) -> float:
+    """Upper end of Wilson's 95 % interval of a share of so many rows."""
+    z = 1.96
+    spread = z * math.sqrt(share * (1 - share) / rows + z**2 / (4 * rows**2))
+    return (share + z**2 / (2 * rows) + spread) / (1 + z**2 / rows)
+
+
+def _errors(centred: Tensor, basis: Tensor) -> Tensor:
+    """Relative squared errors of rows (N, H) rebuilt from their 0, 1, 2, … best of orthonormal axes, (N, H + 1)."""
+    energy = (centred @ basis).square()
+    total = energy.sum(1, keepdim=True).clamp_min(torch.finfo(torch.float64).tiny)
+    explained = energy.sort(1, descending=True).values.cumsum(1) / total
+    return torch.cat([torch.ones_like(total), 1 - explained], 1)
 
 
 def _least_k(held: Tensor, used: Tensor, share: float) -> float:

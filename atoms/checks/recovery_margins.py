@@ -9,14 +9,16 @@ import torch
 from torch import Tensor
 
 SINGULAR = 1e-9
-"""Smallest eigenvalue of a support's Gram matrix at which its atoms count as linearly dependent.
+"""Smallest eigenvalue of a support's Gram matrix at which its atoms are too near to dependent to be trusted.
 
 Atoms are float32 and the metric may stretch their rounding: two that are the same to float32 come out near 1e-12.
 """
+DEPENDENT = 1e-12
+"""Smallest eigenvalue at which they are: between the two a row has no certificate, but is no witness either."""
 CERTIFIED = 1 - 1e-6
 """A margin below this certifies. Not 1 itself: rounding must not certify a row against a duplicate of its atom."""
 _CLIMBS = 3  # sign patterns tried beside the row's own before Tropp's margin is worked out over all of them
-_CACHED_MIB = 8  # blocks that stay in the caches; 128 MiB took half as long again
+_CACHED_MIB = 8  # blocks that stay in the caches of a CPU; 128 MiB took half as long again
 
 
 @dataclass(frozen=True, eq=False)
@@ -178,5 +180,7 @@ def _gram_blocks(rows: Tensor, sizes: Tensor, num_atoms: int, memory_mib: int) -
 
 def _blocks(rows: Tensor, entries: int, memory_mib: int) -> tuple[Tensor, ...]:
     """Rows in blocks, with so many float64 per row."""
-    fitting = max(1, (min(memory_mib, _CACHED_MIB) << 20) // (8 * max(1, entries)))
+    if rows.device.type == "cpu":
+        memory_mib = min(memory_mib, _CACHED_MIB)
+    fitting = max(1, (memory_mib << 20) // (8 * max(1, entries)))
     return torch.split(rows, fitting) if len(rows) else ()

@@ -12,7 +12,7 @@ from torch import Tensor
 from atoms.checks.check import Check, Encoded, Subject
 from atoms.checks.claim import Claim, Section, Verdict
 from atoms.checks.judged_code import judged_codes
-from atoms.checks.recovery_margins import CERTIFIED, recovery_margins
+from atoms.checks.recovery_margins import CERTIFIED, DEPENDENT, recovery_margins
 from atoms.checks.row_table import RowTable
 from atoms.errors import AtomsError
 
@@ -69,8 +69,18 @@ class RowCertificates:
         return self.margin < CERTIFIED
 
     def joint(self, eta: float, k: int) -> Tensor:
-        """Rows that are rebuilt to ``eta`` by at most ``k`` atoms with a certificate, (N,) bool."""
-        return (self.error <= eta) & (self.used <= k) & self.certified
+        """Rows that are rebuilt to ``eta`` by one to ``k`` atoms with the certificate that counts, (N,) bool.
+
+        A row without atoms is the unit's centre; to be near it is no decomposition.
+        """
+        return self._close(eta, k) & self.certified
+
+    def joint_two_sided(self, eta: float, k: int) -> Tensor:
+        """The same with a certificate against codes of both signs, (N,) bool."""
+        return self._close(eta, k) & (self.fuchs < CERTIFIED)
+
+    def _close(self, eta: float, k: int) -> Tensor:
+        return (self.error <= eta) & (self.used > 0) & (self.used <= k)
 
     def F(self, eta: float, k: int) -> float:  # noqa: N802  # its name in the field
         """The share of those rows.
@@ -220,10 +230,11 @@ def relative_errors(subject: Subject, rows: Tensor, reconstruction: Tensor, mean
 def independence_claim(rows: RowCertificates) -> Claim:
     """Whether atoms that fire together are linearly independent; a dependent support is a witness of two codes."""
     looked_at = int((~rows.left_out).sum())
-    count = int(rows.singular.sum())
+    dependent = rows.smallest <= DEPENDENT
+    count = int(dependent.sum())
     why = f"the smallest eigenvalue of no support's Gram matrix is zero, in {looked_at:,} rows"
     if count:
-        first = int(rows.singular.nonzero()[0])
+        first = int(dependent.nonzero()[0])
         why = (
             f"{count:,} of {looked_at:,} rows use dependent atoms; row {int(rows.index[first])}: "
             f"{int(rows.used[first])} atoms whose Gram matrix has an eigenvalue of {rows.smallest[first]:.1e}"

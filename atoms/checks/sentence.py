@@ -21,9 +21,11 @@ def sentence(sections: Sequence[Section]) -> str:
         return ""
     claim, numbers = held["joint"].claims[0], held["joint"].numbers
     between = "" if numbers["f_low"] != numbers["f_low"] else f" ({numbers['f_low']:.0%} to {numbers['f_high']:.0%})"
+    among = ", among codes without negative coefficients" if "without negative" in claim.statement else ""
     what = (
         f"{numbers['f']:.0%}{between} of held-out rows are rebuilt within {numbers['eta']:.0%} squared error by at "
-        f"most {numbers['k']:.0f} atoms in a code that is provably the only one of least l1 norm"
+        f"most {numbers['k']:.0f} atoms in a code that is provably the only one of least l1 norm of what it "
+        f"rebuilds{among}"
     )
     controls = "; ".join(f"{name}: {value:.0%}" for name, value in claim.nulls.items())
     said = {
@@ -38,6 +40,11 @@ def _besides(claims: dict[str, Claim]) -> list[str]:
     memorised = claims.get("representability.memorisation")
     if memorised is not None and memorised.verdict is Verdict.REFUTED:
         said.append(f"It memorises its training rows ({memorised.why}).")
+    other = claims.get("l1.only_code")
+    if other is not None and other.verdict is Verdict.REFUTED and other.value is not None:
+        said.append(
+            f"Other atoms, no more of them, come as close to the row itself on {other.value:.0%} of the rows tried."
+        )
     unique = claims.get("uniqueness.t3_median")
     if unique is not None and unique.verdict is Verdict.GUARANTEED:
         said.append("Every code of the median number of atoms is unique, whatever its atoms.")

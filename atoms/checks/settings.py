@@ -29,8 +29,8 @@ class CheckSettings:
     """Rows, spread over the held-out ones, on which optimisation problems are solved."""
     certified_k: int = 128
     """Rows of more atoms than this, and than may be, get no certificate: its cost grows with their square."""
-    null_rows: int = 2048
-    """Rows, spread over the held-out ones, that the fidelity-matched null is coded on."""
+    null_rows: int = 1024
+    """Rows, spread over the held-out ones, that random dictionaries are judged on."""
     refit_rows: int = 2048
     """Rows of each split, spread over those judged, whose coefficients are solved for again on the atoms they have."""
     probe_rows: int = 20_000
