@@ -1,6 +1,6 @@
 import pytest
 import torch
-from row_subjects import Pursuer, subject_of
+from judging import Pursuer, subject_of
 
 from atoms.activations.datamodule import ActivationDataModule
 from atoms.activations.planted import SITE
