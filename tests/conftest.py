@@ -20,7 +20,8 @@ from stores import make_store
 from tiny_models import WORDS
 
 from atoms.activations.datamodule import ActivationDataModule
-from atoms.activations.planted import PlantedSpec, plant
+from atoms.activations.planted import SITE, PlantedSpec, plant
+from atoms.activations.site_rows import SiteRows
 from atoms.cli import main
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
@@ -142,6 +143,18 @@ def planted_data(planted_store: Path) -> Callable[..., ActivationDataModule]:
         return ActivationDataModule(store=str(planted_store), **{"batch_size": 256, "pool_mib": 8, **settings})  # type: ignore[arg-type]
 
     return make
+
+
+@pytest.fixture
+def train(planted_data: Callable[..., ActivationDataModule]) -> SiteRows:
+    """The training rows of the planted store."""
+    return SiteRows(planted_data(), SITE, "train")
+
+
+@pytest.fixture
+def held_out(planted_data: Callable[..., ActivationDataModule]) -> torch.Tensor:
+    """The first 300 held-out rows of the planted store."""
+    return next(SiteRows(planted_data(), SITE, "val").batches(300))
 
 
 @pytest.fixture(scope="session")

@@ -2,10 +2,14 @@
 
 import multiprocessing
 import os
+import pickle
 import socket
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
 
 import torch
+import torch.distributed as dist
 
 HEAVY = ["atoms.commands.fit", "atoms.activations.harvest", "hypothesis", "pytest"]
 
@@ -54,6 +58,25 @@ def _child(environment: dict[str, str], function: Callable[..., object], place: 
     rank_zero_only.rank = _get_rank() or 0  # as importing it under this environment would have
     torch.set_num_threads(1)
     function(*place)
+
+
+def in_a_group(function: Callable[..., Any], folder: Path, *arguments: object) -> list[Any]:
+    """Return what ``function(rank, *arguments)`` returns in each of two processes of one gloo group.
+
+    Args:
+        function: One of a module.
+        folder: An empty folder.
+        arguments: What both are given.
+    """
+    assert forked(_member, *((function, rank, str(folder), arguments) for rank in range(2))) == [0, 0]
+    return [pickle.loads((folder / str(rank)).read_bytes()) for rank in range(2)]
+
+
+def _member(function: Callable[..., Any], rank: int, folder: str, arguments: tuple[object, ...]) -> None:
+    dist.init_process_group("gloo", init_method=f"file://{folder}/meeting", rank=rank, world_size=2)
+    found = function(rank, *arguments)
+    (Path(folder) / str(rank)).write_bytes(pickle.dumps(found))
+    dist.destroy_process_group()
 
 
 def speak_into(out: str, err: str) -> None:

@@ -41,10 +41,17 @@ def test_rooms_import_only_what_lies_before_them(room):
         assert rooms <= MAY_IMPORT[room] | {room}, file
 
 
-@pytest.mark.parametrize("room", ["geometry", "sae"])
+@pytest.mark.parametrize("room", ["geometry", "sae", "units"])
 def test_mathematics_imports_no_framework(room):
     for file in (ROOT / room).rglob("*.py"):
         assert not {name.split(".")[0] for name in imports(file)} & FRAMEWORKS, file
+
+
+def test_of_the_checks_only_the_pass_over_the_rows_knows_lightning():
+    """The sums of ranks are torchmetrics; nothing else of a framework is in them."""
+    for file in (ROOT / "checks").rglob("*.py"):
+        used = {name.split(".")[0] for name in imports(file)} & FRAMEWORKS
+        assert used <= ({"lightning"} if file.name == "certify.py" else {"torchmetrics"}), file
 
 
 def test_every_module_has_a_docstring():

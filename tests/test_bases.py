@@ -5,20 +5,9 @@ import pytest
 import torch
 from sklearn import decomposition
 
-from atoms.activations.site_rows import SiteRows
 from atoms.errors import AtomsError
 from atoms.geometry import coherence
 from atoms.units import PCA, WhiteningBasis
-
-
-@pytest.fixture
-def train(planted_data):
-    return SiteRows(planted_data(), "planted", "train")
-
-
-@pytest.fixture
-def held_out(planted_data):
-    return next(SiteRows(planted_data(), "planted", "val").batches(300))
 
 
 @pytest.mark.parametrize("make", [PCA, WhiteningBasis, lambda: WhiteningBasis(None), lambda: WhiteningBasis(7)])

@@ -23,6 +23,7 @@ CPU = {"accelerator": "cpu", "devices": 1}
 QUICK = CheckSettings(
     rows=300, train_rows=200, batch_rows=64, solved_rows=16, null_rows=64, refit_rows=64, bootstrap=20
 )
+ONE_BATCH = replace(QUICK, rows=60, train_rows=50)
 NAMES = {check.name for check in CHECKS}
 NO_TOKENS, ONE_SEED = "use", "stability"
 
@@ -58,17 +59,23 @@ def test_same_again(certificate, fitted, planted_store):
 
 
 def test_two_ranks_find_what_one_does(certificate, fitted, planted_store, tmp_path):
+    """Five batches, and one, so that the second rank has none."""
     unit = next(fitted.folder.glob("runs/*/*/checkpoints/atoms/*"))
     places = [(rank, str(unit), str(planted_store), str(tmp_path)) for rank in range(2)]
     assert forked(judge_on_rank, *places, environments=lightning_ranks(2)) == [0, 0]
-    both = [Certificate.load(tmp_path / str(rank)) for rank in range(2)]
-    for found in both:
-        same(json.loads(replace(found, seconds={}).to_json()), json.loads(replace(certificate, seconds={}).to_json()))
+    few = certify(trained(fitted), planted_store, settings=ONE_BATCH, trainer=CPU)
+    for name, alone in (("many", certificate), ("few", few)):
+        expected = json.loads(replace(alone, seconds={}).to_json())
+        for rank in range(2):
+            found = Certificate.load(tmp_path / f"{name}-{rank}")
+            same(json.loads(replace(found, seconds={}).to_json()), expected)
 
 
 def judge_on_rank(rank: int, unit: str, store: str, folder: str) -> None:
     place = {"accelerator": "cpu", "devices": 2, "strategy": "ddp"}
-    certify(TrainedUnit.load(unit), store, settings=QUICK, trainer=place).save(Path(folder) / str(rank))
+    for name, settings in (("many", QUICK), ("few", ONE_BATCH)):
+        found = certify(TrainedUnit.load(unit), store, settings=settings, trainer=place)
+        found.save(Path(folder) / f"{name}-{rank}")
 
 
 def same(found, expected, where="") -> None:

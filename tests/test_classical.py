@@ -10,16 +10,6 @@ from atoms.errors import AtomsError
 from atoms.units import ICA, DictionaryLearning, KMeans, RandomUnits
 
 
-@pytest.fixture
-def train(planted_data):
-    return SiteRows(planted_data(), "planted", "train")
-
-
-@pytest.fixture
-def held_out(planted_data):
-    return next(SiteRows(planted_data(), "planted", "val").batches(300))
-
-
 def share_of_error(unit, rows):
     return ((rows - unit.decode(unit.encode(rows))).square().sum() / (rows - unit.centre).square().sum()).item()
 

@@ -120,7 +120,7 @@ def test_help_imports_no_heavy_library():
         (["fit", "--data.planted={}", "--trainer.accelerator=abacus"], "trainer: You selected an invalid accelerator"),
         (["fit", "--config=nowhere.yaml"], "config: File does not exist"),
         (["validate", "--ckptpath=x"], "ckptpath is no setting: did you mean ckpt_path?"),
-        (["validate"], "the following arguments are required: ckpt_path"),
+        (["validate"], "nothing to judge: name a checkpoint with --ckpt_path, or a unit with --unit"),
         (["predict", "--splits=[trn]"], "splits: expected one of 'train', 'val', 'test', got trn"),
     ],
 )
@@ -327,7 +327,7 @@ def hub_text(tmp_path, text_folder):
 
 
 def test_every_config_is_run():
-    assert {path.stem for path in CONFIGS.glob("*.yaml")} == {*TINY, "planted", "text"}
+    assert {path.stem for path in CONFIGS.glob("*.yaml")} == {*TINY, "planted", "text", "controls"}
 
 
 @pytest.mark.parametrize("config", [("planted",), *((name,) for name in TINY), *((name, "text") for name in FACTS)])
@@ -365,6 +365,18 @@ def test_configs_run_on_a_tiny_model_of_the_family(config, tiny_folder, text_fol
         experiment = database.get_experiment_by_name("planted" if config == ("planted",) else "atoms")
         (run,) = database.search_runs([experiment.experiment_id])
         assert run.info.status == "FINISHED"
+
+
+def test_controls_are_judged_beside_a_checkpoint(fitted, planted_store, capsys):
+    """All but the neurons, which are a language model's: the store has none."""
+    config = yaml.safe_load((CONFIGS / "controls.yaml").read_text())
+    assert config["units"].pop("neurons") == {"class_path": "atoms.units.Neurons"}
+    Path("controls.yaml").write_text(yaml.safe_dump(config))
+    few = ["--checks.rows=100", "--checks.train_rows=50", "--checks.null_rows=32", "--checks.bootstrap=5"]
+    few += ["--checks.skip=[use, l1, isometry, identifiability, shift, metric, stability]"]
+    words = ["--config=controls.yaml", f"--ckpt_path={fitted.last}", "--trainer.accelerator=cpu", *few]
+    main(["validate", *words, "--tracking_uri=none"])
+    assert {path.name for path in Path("certificates").iterdir()} == {"planted", *config["units"]}
 
 
 @pytest.mark.parametrize("model", FACTS)

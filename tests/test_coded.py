@@ -5,7 +5,6 @@ import pytest
 import torch
 from sklearn.linear_model import orthogonal_mp
 
-from atoms.activations.site_rows import SiteRows
 from atoms.errors import AtomsError
 from atoms.units import DataUnits, RandomUnits
 from atoms.units.coded import CodedUnit
@@ -20,16 +19,6 @@ class Given(CodedUnit):
 
     def learn(self, rows):
         return self.directions, rows.moments.mean
-
-
-@pytest.fixture
-def train(planted_data):
-    return SiteRows(planted_data(), "planted", "train")
-
-
-@pytest.fixture
-def held_out(planted_data):
-    return next(SiteRows(planted_data(), "planted", "val").batches(300))
 
 
 def test_codes_are_those_of_matching_pursuit_among_whitened_atoms(train, held_out):

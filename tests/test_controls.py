@@ -10,11 +10,6 @@ from atoms.sae import ThresholdSAE
 from atoms.units import DataUnits, PermutedUnits, RandomUnits, TrainedUnit
 
 
-@pytest.fixture
-def train(planted_data):
-    return SiteRows(planted_data(), "planted", "train")
-
-
 def whitened(unit, rows):
     return rows.geometry.whiten(unit.atoms.double())
 

@@ -18,11 +18,11 @@ def normal(seed: int, *shape: int) -> torch.Tensor:
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
 
 
-def measure(judged, codes, noise=0.0):
+def measure(judged, codes, noise=0.0, batch=16):
     check = IdentifiabilityCheck(judged)
-    for start in range(0, len(codes), 16):
-        own = noise if isinstance(noise, float) else noise[start : start + 16]
-        check.update(oracle.encoded(judged, codes[start : start + 16], own, start))
+    for start in range(0, len(codes), batch):
+        own = noise if isinstance(noise, float) else noise[start : start + batch]
+        check.update(oracle.encoded(judged, codes[start : start + batch], own, start))
     found = {"identifiability": check.compute(), "separability": SeparabilityCheck(judged).compute()}
     section = check.report(found)
     return found["identifiability"], section, {claim.name: claim.verdict for claim in section.claims}
@@ -157,11 +157,11 @@ def test_without_separability_there_are_measurements_alone():
 
 
 def test_blocks_of_rows_and_batches_change_nothing():
-    judged = oracle.subject(oracle.dictionary(), oracle.geometry(), 40, solved_rows=2)
-    small = oracle.subject(oracle.dictionary(), oracle.geometry(), 40, solved_rows=2, memory_mib=0)
-    codes = oracle.codes(oracle.ATOMS, 3, 0.5, 40)
+    judged = oracle.subject(oracle.dictionary(), oracle.geometry(), 100, solved_rows=2)
+    small = oracle.subject(oracle.dictionary(), oracle.geometry(), 100, solved_rows=2, memory_mib=1)  # 64 rows at once
+    codes = oracle.codes(oracle.ATOMS, 3, 0.5, 100)
     codes[7] = 0
-    (first, *_), (second, *_) = measure(judged, codes), measure(small, codes)
+    (first, *_), (second, *_) = measure(judged, codes), measure(small, codes, batch=100)
     assert torch.equal(first.index, second.index)
     torch.testing.assert_close(first.synthetic_on, second.synthetic_on)
     torch.testing.assert_close(first.amplitudes["S"].low, second.amplitudes["S"].low)

@@ -17,6 +17,7 @@ import atoms.training.evaluation as evaluation
 from atoms import interruption
 from atoms.activations.store import ActivationStore
 from atoms.activations.writer import StoreWriter, moments_name
+from atoms.checks.sparsity import Sparsity
 from atoms.cli import main
 from atoms.interruption import Interrupted, asked, caught, defer
 from atoms.training import checkpoint
@@ -333,10 +334,11 @@ def test_harvest_stops_at_once_and_goes_on_to_the_same_bits(number, code, strike
 
 
 def test_commands_that_cannot_go_on_do_not_claim_success(strike, fitted, capsys):
-    strike(TSAEModule, "validation_step", 1, signal.SIGTERM)
+    strike(Sparsity, "update", 1, signal.SIGTERM)
     status, line = stopped(["validate", f"--ckpt_path={fitted.last}", "--trainer.accelerator=cpu"], capsys)
     assert status == 128 + signal.SIGTERM
     assert line.endswith("run the same command again")
+    assert not Path("certificates").exists()
 
 
 def test_process_exits_as_it_should(fit_words, tmp_path):

@@ -1,6 +1,6 @@
 import pytest
 import torch
-from row_subjects import Dense, Pursuer, subject_of
+from judging import Pursuer, dense, subject_of
 
 from atoms.checks.judged_code import judged_codes
 from atoms.sae import SparseCodes
@@ -29,7 +29,7 @@ def test_dense_codes_are_cut_where_it_is_known_to_what(planted_data):
     rows = torch.randn(5, 16, generator=torch.Generator().manual_seed(1))
     rows[4, 8:] = 0.0  # half of the dimensions is not yet dense
     codes = SparseCodes.from_dense(rows)
-    cut = judged_codes(codes, subject := subject_of(Dense(16), planted_data(), max_k=3))
+    cut = judged_codes(codes, subject := subject_of(dense(16), planted_data(), max_k=3))
     assert cut.k.tolist() == [16] * 4 + [8]
     assert cut.used.tolist() == [3] * 4 + [8]
     assert cut.cut.tolist() == [True] * 4 + [False]
@@ -40,10 +40,10 @@ def test_dense_codes_are_cut_where_it_is_known_to_what(planted_data):
         assert set(cut.codes.to_dense()[row].nonzero().squeeze(1).tolist()) == set(best.tolist())
     assert torch.equal(cut.codes.to_dense()[4], rows[4])
 
-    unknown = judged_codes(codes, subject_of(Dense(16), planted_data()))
+    unknown = judged_codes(codes, subject_of(dense(16), planted_data()))
     assert unknown.left_out.tolist() == [True] * 4 + [False]
     assert unknown.used.tolist() == [0] * 4 + [8]
     assert torch.equal(unknown.codes.to_dense(), rows)
 
-    capped = judged_codes(codes, subject_of(Dense(16), planted_data(), max_k=3, certified_k=7))
+    capped = judged_codes(codes, subject_of(dense(16), planted_data(), max_k=3, certified_k=7))
     assert capped.left_out.tolist() == [False] * 4 + [True]

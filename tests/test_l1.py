@@ -1,17 +1,14 @@
-import dataclasses
 import math
-from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import torch
-from row_subjects import Dense, Pursuer, judge, subject_of
+from judging import Pursuer, dense, find, subject_of
 
 from atoms.activations.datamodule import ActivationDataModule
 from atoms.activations.planted import SITE
 from atoms.checks.claim import Verdict
 from atoms.checks.l1 import PREDICATES, L1Check
-from atoms.checks.row_certificates import RowCertificatesCheck
 from atoms.errors import AtomsError
 
 
@@ -34,7 +31,7 @@ def separability(mu: float, width: int = 16, alive: int = 24) -> SimpleNamespace
 def test_solved_rows_agree_with_their_certificates_and_prove_themselves(data, nonnegative):
     subject = subject_of(truth(data, 3, nonnegative), data, solved_rows=64)
     check = L1Check(subject)
-    found = judge(check)
+    found = find(check)
     assert len(found) == 64
     assert found.one_sided == nonnegative
     assert found.bp_gap.max() < 1e-8
@@ -65,7 +62,7 @@ def test_a_wasteful_code_is_refuted_by_a_better_one(data):
 
     unit.encode = wasteful
     check = L1Check(subject_of(unit, data, solved_rows=40))
-    found = judge(check)
+    found = find(check)
     (claim,) = (claim for claim in check.report({"l1": found}).claims if claim.name == "only_code")
     assert found.witness.double().mean() > 0.9
     assert claim.verdict is Verdict.REFUTED
@@ -76,7 +73,7 @@ def test_an_orthonormal_dictionary_is_its_own_solution(data):
     """Whitened axes at thresholds: every sparse code is recovered, and no other is as close with as few atoms."""
     geometry = data.geometry(SITE)
     unit = Pursuer(geometry.unwhiten(torch.eye(16, dtype=torch.float64)), geometry, 3, nonnegative=False)
-    found = judge(L1Check(subject_of(unit, data, solved_rows=30)))
+    found = find(L1Check(subject_of(unit, data, solved_rows=30)))
     assert found.certified.all()
     assert found.recovered.all()
     assert (found.omp_overlap == 1).all()
@@ -86,7 +83,7 @@ def test_an_orthonormal_dictionary_is_its_own_solution(data):
 @pytest.mark.parametrize("name", PREDICATES)
 def test_named_conditions_at_their_edges(data, name):
     check = L1Check(subject := subject_of(truth(data), data, solved_rows=4))
-    solved = judge(check)
+    solved = find(check)
     rows = SimpleNamespace(k=torch.tensor([2] * 11 + [3] * 8 + [40]))
     limit = PREDICATES[name].factor / 3
 
@@ -114,44 +111,15 @@ def test_predicates_nest():
 
 
 def test_without_a_code_there_is_nothing_to_solve(data):
-    check = L1Check(subject_of(Dense(16), data, solved_rows=8))
+    check = L1Check(subject_of(dense(16), data, solved_rows=8))
     with pytest.raises(AtomsError, match="none of the 8 rows"):
-        judge(check)
+        find(check)
 
 
 def test_a_perfect_code_has_no_residual_to_compare_with(data):
     """Rows that are exact sums leave a radius of rounding; nothing may become infinite but the error's ratio."""
     unit = truth(data, 8, nonnegative=False)
     unit.target_l0 = None
-    found = judge(L1Check(subject_of(unit, data, solved_rows=10)))
+    found = find(L1Check(subject_of(unit, data, solved_rows=10)))
     for name in ("bp_gap", "bpdn_gap", "l1_ratio", "bpdn_overlap"):
         assert all(math.isfinite(value) for value in getattr(found, name).tolist()), name
-
-
-def _findings(store: str, rank: int, world_size: int) -> list[dict[str, torch.Tensor | bool]]:
-    data = ActivationDataModule(store=store, batch_size=256, pool_mib=8)
-    subject = subject_of(truth(data), data, rows=300, solved_rows=20)
-    checks = RowCertificatesCheck(subject), L1Check(subject)
-    return [dataclasses.asdict(judge(check, 50, rank, world_size)) for check in checks]
-
-
-def _rank(rank: int, folder: str, store: str) -> None:
-    torch.set_num_threads(1)
-    torch.distributed.init_process_group("gloo", init_method=f"file://{folder}/meeting", rank=rank, world_size=2)
-    torch.save(_findings(store, rank, 2), f"{folder}/{rank}.pt")
-    torch.distributed.destroy_process_group()
-
-
-def test_two_ranks_find_what_one_finds(tmp_path: Path, planted_store):
-    torch.multiprocessing.spawn(_rank, (str(tmp_path), str(planted_store)), nprocs=2)
-    alone = _findings(str(planted_store), 0, 1)
-    for rank in (0, 1):
-        for found, expected in zip(torch.load(tmp_path / f"{rank}.pt", weights_only=True), alone, strict=True):
-            assert found.keys() == expected.keys()
-            for name, column in expected.items():
-                if isinstance(column, torch.Tensor) and column.is_floating_point():
-                    assert torch.allclose(found[name], column, rtol=1e-9, atol=1e-12, equal_nan=True), name
-                elif isinstance(column, torch.Tensor):
-                    assert torch.equal(found[name], column), name
-                else:
-                    assert found[name] == column, name

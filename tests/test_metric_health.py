@@ -6,7 +6,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from judging import Given, dead, judge, projections, subject_of
+from judging import Given, Projections, dead, judge, subject_of
 
 from atoms.activations.datamodule import ActivationDataModule
 from atoms.checks.claim import Verdict
@@ -67,7 +67,7 @@ def test_folds_are_the_moments_of_whole_groups(planted_data, monkeypatch):
 
 def test_readings_are_those_of_the_geometry_module(planted_data):
     atoms = normal(1, 24, 16)
-    subject = subject_of(projections(atoms, 1.0), planted_data())
+    subject = subject_of(Projections(atoms, 1.0), planted_data())
     found, section = judge(MetricHealth(subject))
     numbers, strip = section.numbers, section.tables["strip"]
     assert numbers["condition"] == strip["condition"][3] == pytest.approx(subject.geometry.condition)
@@ -90,7 +90,7 @@ def test_data_and_definition_agree_where_coefficients_are_isotropic():
     data = ActivationDataModule(store="s")
     truth = data.truth
     _, isotropic = judge(MetricHealth(subject_of(Given(torch.eye(8), lambda rows: rows), data, rows=3000)))
-    _, coherent = judge(MetricHealth(subject_of(projections(truth, 0.4), data, rows=3000)))
+    _, coherent = judge(MetricHealth(subject_of(Projections(truth, 0.4), data, rows=3000)))
     root = torch.linalg.cholesky(data.moments("planted").second_moment)
     _, whitening = judge(MetricHealth(subject_of(Given(root.T, lambda rows: rows), data, rows=3000)))
     assert whitening.numbers["atoms_distance"] < 1e-3  # Σ dᵀd is the second moment, up to the ridge
@@ -100,7 +100,7 @@ def test_data_and_definition_agree_where_coefficients_are_isotropic():
 
 
 def test_code_moments_are_those_of_the_matrix_of_all_atoms(planted_data):
-    unit = projections(normal(2, 6, 16), 0.5)
+    unit = Projections(normal(2, 6, 16), 0.5)
     subject = subject_of(unit, planted_data(), batch_rows=120)
     found, _ = judge(MetricHealth(subject))
     rows = subject.held_out.data.store.read_rows("val", "planted", 0, 600)

@@ -5,15 +5,17 @@ from itertools import pairwise
 import numpy as np
 import pytest
 import torch
+from forked import in_a_group
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from judged import Projections, judge, subject_of
+from judging import Projections, find, judge, subject_of
 from scipy import sparse
 
 from atoms.activations.datamodule import ActivationDataModule
 from atoms.activations.grid import Grid
 from atoms.activations.store import StoreSpec, StoreWriter
 from atoms.activations.writer import moments_name
+from atoms.checks.claim import Section
 from atoms.checks.probing import Task, Use, _codes, _most_frequent, _projections, _raw, _scored
 from atoms.checks.row_sample import Sampled
 from atoms.errors import AtomsError
@@ -66,11 +68,13 @@ def write(path, known: bool):
 
 
 def use(store, unit: Unit, **asked) -> Use:
-    return Use(subject_of(unit, ActivationDataModule(store=str(store), batch_size=8), SITE, **asked))
+    return Use(
+        subject_of(unit, ActivationDataModule(store=str(store), batch_size=8), SITE, train_rows=ROWS["train"], **asked)
+    )
 
 
 def section(check: Use):
-    return check.report({"use": judge(check)})
+    return judge(check)[1]
 
 
 class Oracle(Projections):
@@ -215,6 +219,16 @@ def test_rows_of_one_split_alone_are_not_enough(store):
 def test_the_same_numbers_twice(store):
     first, second = (section(use(store, Oracle(), probe_rows=500)) for _ in range(2))
     assert first == second
+
+
+def everything(rank: int | None, store: str) -> Section:
+    """What is found by this rank, or alone; an odd number of batches of held-out rows."""
+    check = use(store, Oracle(), probe_rows=500, batch_rows=300)
+    return check.report({"use": find(check, rank=rank or 0, world_size=1 if rank is None else 2)})
+
+
+def test_two_ranks_find_what_one_finds(store, tmp_path):
+    assert in_a_group(everything, tmp_path, str(store)) == [everything(None, str(store))] * 2
 
 
 @settings(deadline=None, max_examples=25)

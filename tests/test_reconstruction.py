@@ -2,11 +2,12 @@ import copy
 import math
 import pickle
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from forked import forked
+from forked import in_a_group
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
@@ -183,8 +184,7 @@ def codes_of(seed: int, count: int = 64) -> torch.Tensor:
     return normal(seed, count, 5) * (normal(seed + 1, count, 5) > 0.5)
 
 
-def _rank(rank: int, folder: str) -> None:
-    torch.distributed.init_process_group("gloo", init_method=f"file://{folder}/meeting", rank=rank, world_size=2)
+def _rank(rank: int) -> list[Any]:
     reconstruction, sparsity = ReconstructionR2(WIDTH, metric_space()), SparsityProfile(5)
     # uneven shares: rank 1 has the smaller one
     seeds = ((0, 2), (4,))[rank]
@@ -194,18 +194,15 @@ def _rank(rank: int, folder: str) -> None:
     local = sparsity.l0_histogram.sum().item()
     pooled = sparsity.pooled()
     assert sparsity.l0_histogram.sum().item() == local == 64 * len(seeds)
-    torch.save([reconstruction.compute(), sparsity.compute(), tuple(pooled)], f"{folder}/{rank}.pt")
-    torch.distributed.destroy_process_group()
+    return [reconstruction.compute(), sparsity.compute(), tuple(pooled)]
 
 
 def test_two_ranks_score_as_one(tmp_path: Path):
-    assert forked(_rank, (0, str(tmp_path)), (1, str(tmp_path))) == [0, 0]
     reconstruction, sparsity = ReconstructionR2(WIDTH, metric_space()), SparsityProfile(5)
     for seed in (0, 2, 4):
         reconstruction.update(*pair_of(seed))
         sparsity.update(codes_of(seed), pair_of(seed)[0])
-    for rank in (0, 1):
-        r2, profile, pooled = torch.load(tmp_path / f"{rank}.pt", weights_only=True)
+    for r2, profile, pooled in in_a_group(_rank, tmp_path):
         assert_equal_scores(r2, reconstruction.compute(), 1e-9)
         assert profile == sparsity.compute()
         assert all(torch.equal(mine, whole) for mine, whole in zip(pooled, sparsity.pooled(), strict=True))

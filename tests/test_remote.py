@@ -24,6 +24,7 @@ from atoms.activations.planted import PlantedSpec, load_truth, plant
 from atoms.activations.spec import acts_path, shard_path, stored_spec
 from atoms.activations.store import ActivationStore, StoreWriter
 from atoms.activations.stream import OrderedStream, TrainStream
+from atoms.checks import Certificate
 from atoms.cli import main
 from atoms.errors import AtomsError
 from atoms.training import checkpoint
@@ -338,9 +339,11 @@ def test_harvest_fit_and_validate_there_are_those_here(s3, tiny_bert, text_folde
     assert b"hidden-word" not in last.read_bytes()
     assert not any(b"hidden-word" in (locate(s3) / name).read() for name in locate(s3).files())
     main(["validate", f"--ckpt_path={last}", "--trainer.accelerator=cpu"])
-    judged = capsys.readouterr().out
-    assert "R² centred, raw" in judged
-    assert next(line for line in judged.splitlines() if "R²" in line) in out
+    assert "R² held out" in capsys.readouterr().out
+    found = Certificate.load("certificates/mlp_out.1")
+    assert found.rows.store == s3
+    (line,) = {line for line in out.splitlines() if "R² centred, raw" in line}
+    assert line.split()[-1] == f"{found.numbers()['representability/r2']:.3f}"
     main(["store", "verify", s3])
     main(["store", "ls", s3.rpartition("/")[0]])
     assert s3 in capsys.readouterr().out

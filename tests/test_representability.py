@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 import torch
-from judging import Given, dead, judge, projections, subject_of
+from judging import Given, Projections, dead, judge, subject_of
 
 from atoms.activations.store import ActivationStore
 from atoms.checks.claim import Verdict
@@ -31,7 +31,7 @@ def claims(section) -> dict[str, Verdict]:
 
 def test_every_score_is_its_definition(planted_store, planted_data, truth):
     atoms, centre = truth
-    unit = projections(atoms, 0.35, centre)
+    unit = Projections(atoms, 0.35, centre)
     subject = subject_of(unit, planted_data(), batch_rows=100)
     found, section = judge(Representability(subject))
     numbers = section.numbers
@@ -70,7 +70,7 @@ def test_every_score_is_its_definition(planted_store, planted_data, truth):
 
 def test_coefficients_solved_for_again_are_those_of_least_squares(planted_store, planted_data, truth):
     atoms, centre = truth
-    unit = projections(atoms, 0.35, centre)
+    unit = Projections(atoms, 0.35, centre)
     subject = subject_of(unit, planted_data(), refit_rows=150)
     _, section = judge(Representability(subject))
     x = rows_of(planted_store, "val")[::4]
@@ -126,16 +126,16 @@ def test_dead_atoms_no_training_rows_and_too_many_atoms(planted_data, truth, mon
     assert all(map(math.isnan, section.tables["fidelity"]["train"]))
     monkeypatch.setattr("atoms.checks.representability._MOST_ATOMS", 2)
     atoms, centre = truth
-    _, section = judge(Representability(subject_of(projections(atoms, 0.1, centre), planted_data(), rows=50)))
+    _, section = judge(Representability(subject_of(Projections(atoms, 0.1, centre), planted_data(), rows=50)))
     assert any("have more than 2 atoms and were not solved for" in note for note in section.notes)
     monkeypatch.setattr("atoms.checks.representability._MOST_ATOMS", -1)
-    _, section = judge(Representability(subject_of(projections(atoms, 0.1, centre), planted_data(), rows=50)))
+    _, section = judge(Representability(subject_of(Projections(atoms, 0.1, centre), planted_data(), rows=50)))
     assert math.isnan(section.numbers["r2_refit"])
 
 
 def test_rows_left_out_for_their_norm_are_counted(planted_data, truth):
     data = planted_data(max_norm=1.1)
-    _, section = judge(Representability(subject_of(projections(*truth[:1], 0.35, truth[1]), data)))
+    _, section = judge(Representability(subject_of(Projections(*truth[:1], 0.35, truth[1]), data)))
     left_out = 600 - data.num_rows("val")
     assert left_out > 0
     assert section.notes[0].startswith(f"{left_out:,} of 600 held-out rows are left out of everything here")
@@ -143,6 +143,6 @@ def test_rows_left_out_for_their_norm_are_counted(planted_data, truth):
 
 
 def test_geometry_of_the_scores_is_that_of_training_rows(planted_data, truth):
-    subject = subject_of(projections(*truth[:1], 0.35, truth[1]), planted_data())
+    subject = subject_of(Projections(*truth[:1], 0.35, truth[1]), planted_data())
     assert subject.geometry == AtomicInnerProduct.from_moments(subject.train.moments)
     assert subject.train.moments.count == 4800

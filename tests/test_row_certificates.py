@@ -1,6 +1,6 @@
 import pytest
 import torch
-from row_subjects import Dense, Pursuer, judge, subject_of
+from judging import Pursuer, dense, find, subject_of
 
 from atoms.activations.planted import SITE
 from atoms.checks.claim import Verdict
@@ -30,7 +30,7 @@ def truth(data):
 
 def test_columns_are_what_one_row_at_a_time_gives(data, truth):
     subject = subject_of(truth(3, nonnegative=False), data, rows=200)
-    found = judge(RowCertificatesCheck(subject))
+    found = find(RowCertificatesCheck(subject))
     assert len(found) == 200
     assert found.index.tolist() == subject.held_out.places[:200].tolist()
     assert found.max_k == 6
@@ -56,7 +56,7 @@ def test_columns_are_what_one_row_at_a_time_gives(data, truth):
 def test_f_counts_rows_that_meet_all_three_and_rises_with_k_and_eta(data, truth):
     subject = subject_of(truth(), data, rows=300)
     check = RowCertificatesCheck(subject)
-    found = judge(check)
+    found = find(check)
     assert found.one_sided
     by_hand = [
         float(error) <= 0.2 and int(used) <= 3 and float(margin) < CERTIFIED
@@ -82,7 +82,7 @@ def test_f_counts_rows_that_meet_all_three_and_rises_with_k_and_eta(data, truth)
 
 
 def test_one_negative_code_makes_the_two_sided_certificate_count(data, truth):
-    found = judge(RowCertificatesCheck(subject_of(truth(nonnegative=False), data, rows=300)))
+    found = find(RowCertificatesCheck(subject_of(truth(nonnegative=False), data, rows=300)))
     assert not found.one_sided
     assert torch.equal(found.margin, found.fuchs)
     assert found.fuchs_one_sided.isinf().any()
@@ -100,7 +100,7 @@ def test_dependent_atoms_are_a_witness(data, truth):
 
     unit.encode = share
     check = RowCertificatesCheck(subject_of(unit, data, rows=300))
-    found = judge(check)
+    found = find(check)
     doubled = int(found.singular.sum())
     assert 0 < doubled < 300
     assert found.fuchs[found.singular].isinf().all()
@@ -112,8 +112,8 @@ def test_dependent_atoms_are_a_witness(data, truth):
 
 
 def test_dense_units_are_cut_or_have_no_headline(data):
-    check = RowCertificatesCheck(subject_of(Dense(16), data, rows=200))
-    section = check.report({"rows": judge(check)})
+    check = RowCertificatesCheck(subject_of(dense(16), data, rows=200))
+    section = check.report({"rows": find(check)})
     assert section.numbers["f"] == 0
     assert section.numbers["f_k"] == 8  # half of the dimensions
     assert section.numbers["left_out"] == 200
@@ -121,8 +121,8 @@ def test_dense_units_are_cut_or_have_no_headline(data):
     assert section.numbers["k_median"] == 16
     assert any("without checks.max_k" in note for note in section.notes)
 
-    cut = RowCertificatesCheck(subject_of(Dense(16), data, rows=200, max_k=4))
-    found = judge(cut)
+    cut = RowCertificatesCheck(subject_of(dense(16), data, rows=200, max_k=4))
+    found = find(cut)
     section = cut.report({"rows": found})
     assert section.numbers["cut"] == 200
     assert found.used.tolist() == [4] * 200
@@ -141,7 +141,7 @@ def test_rows_without_atoms_are_counted_and_unique(data, truth):
 
     unit.encode = thin
     check = RowCertificatesCheck(subject_of(unit, data, rows=256))
-    found = judge(check)
+    found = find(check)
     empty = found.k == 0
     assert 0 < int(empty.sum()) < 256
     assert (found.fuchs[empty] == 0).all()
@@ -156,7 +156,9 @@ def test_no_row_at_all(data, truth):
 
 
 def test_batches_of_any_size_give_the_same(data, truth):
-    first, second = (judge(RowCertificatesCheck(subject_of(truth(), data, rows=200)), rows) for rows in (64, 200))
+    first, second = (
+        find(RowCertificatesCheck(subject_of(truth(), data, rows=200, batch_rows=size))) for size in (64, 200)
+    )
     assert isinstance(first, RowCertificates)
     for name in ("k", "used", "singular"):
         assert torch.equal(getattr(first, name), getattr(second, name))

@@ -2,9 +2,9 @@
 
 import numpy as np
 import torch
+from forked import in_a_group
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from ranks import by_two_ranks
 
 from atoms.checks.row_sample import RowSample, lots
 from atoms.sae import SparseCodes
@@ -70,27 +70,25 @@ def test_some_rows_of_a_sample():
     assert taken.codes.toarray()[0, 4] == 5
 
 
+def gathered(rank: int) -> list[list[list[float]] | None]:
+    """Ranks take turns with batches of 16 rows; then one of them has none; then both."""
+
+    def plain(sample):
+        return [sample.index.tolist(), sample.rows.tolist(), sample.codes.toarray().tolist()]
+
+    sample, lone = RowSample(20, 3), RowSample(20, 3)
+    for batch in range(9):
+        index = torch.arange(16 * batch, 16 * batch + 16)
+        codes = SparseCodes.from_dense(torch.nn.functional.one_hot(index % 4, 5) * (index[:, None] + 1.0))
+        if batch % 2 == rank:
+            sample.add(index, index[:, None].float(), codes)
+        if rank:
+            lone.add(index, index[:, None].float(), codes)
+    return [plain(sample.gather()), plain(lone.gather()), RowSample(2).gather()]
+
+
 def test_two_ranks_keep_the_rows_of_one(tmp_path):
-    """Batches of 16 rows by turns; then one of them has none; then both."""
-    found = by_two_ranks(
-        """
-from atoms.checks.row_sample import RowSample
-from atoms.sae import SparseCodes
-def plain(sample):
-    return [sample.index.tolist(), sample.rows.tolist(), sample.codes.toarray().tolist()]
-sample, lone = RowSample(20, 3), RowSample(20, 3)
-for batch in range(9):
-    index = torch.arange(16 * batch, 16 * batch + 16)
-    codes = SparseCodes.from_dense(torch.nn.functional.one_hot(index % 4, 5) * (index[:, None] + 1.0))
-    if batch % 2 == rank:
-        sample.add(index, index[:, None].float(), codes)
-    if rank:
-        lone.add(index, index[:, None].float(), codes)
-found = [plain(sample.gather()), plain(lone.gather()), RowSample(2).gather()]
-""",
-        tmp_path,
-    )
     kept = np.sort(np.argsort(lots(np.arange(144), 3))[:20])
     codes = [[i + 1.0 if i % 4 == a else 0.0 for a in range(5)] for i in kept]
     whole = [kept.tolist(), [[float(i)] for i in kept], codes]
-    assert found == [[whole, whole, None]] * 2
+    assert in_a_group(gathered, tmp_path) == [[whole, whole, None]] * 2

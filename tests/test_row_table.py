@@ -2,9 +2,9 @@
 
 import pytest
 import torch
+from forked import in_a_group
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from ranks import by_two_ranks
 
 from atoms.checks.row_table import RowTable
 
@@ -75,28 +75,25 @@ def test_what_does_not_fit_is_refused():
     assert table.gather()["index"].tolist() == [0]
 
 
-def test_two_ranks_have_the_table_of_one(tmp_path):
-    """Ranks take turns with batches of five rows, backwards; then one of them has none; then both."""
-    found = by_two_ranks(
-        """
-from atoms.checks.row_table import RowTable
-def plain(table):
+def plain(table: RowTable) -> dict[str, list[float]]:
     return {name: column.tolist() for name, column in table.gather().items()}
-whole = RowTable()
-for batch in range(5, -1, -1):
-    if batch % 2 == rank:
-        index = torch.arange(5 * batch, 5 * batch + 5)
-        whole.add(index, value=index / 7, count=index * 3)
-lone = RowTable()
-if rank == 1:
-    lone.add(torch.tensor([2, 1]), value=torch.tensor([2.0, 1.0]))
-found = [plain(whole), plain(lone), plain(RowTable())]
-""",
-        tmp_path,
-    )
+
+
+def gathered(rank: int) -> list[dict[str, list[float]]]:
+    """Ranks take turns with batches of five rows, backwards; then one of them has none; then both."""
+    whole, lone = RowTable(), RowTable()
+    for batch in range(5, -1, -1):
+        if batch % 2 == rank:
+            index = torch.arange(5 * batch, 5 * batch + 5)
+            whole.add(index, value=index / 7, count=index * 3)
+    if rank == 1:
+        lone.add(torch.tensor([2, 1]), value=torch.tensor([2.0, 1.0]))
+    return [plain(whole), plain(lone), plain(RowTable())]
+
+
+def test_two_ranks_have_the_table_of_one(tmp_path):
     alone = RowTable()
     index = torch.arange(30)
     alone.add(index, value=index / 7, count=index * 3)
-    whole = {name: column.tolist() for name, column in alone.gather().items()}
-    for rank in range(2):
-        assert found[rank] == [whole, {"index": [1, 2], "value": [1.0, 2.0]}, {}]
+    expected = [plain(alone), {"index": [1, 2], "value": [1.0, 2.0]}, {}]
+    assert in_a_group(gathered, tmp_path) == [expected, expected]

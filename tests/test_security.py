@@ -289,7 +289,11 @@ def test_printable():
     assert printable("a\x1b[31m\r\n\tb\x00\u202e\u200b\ud800") == "a\\x1b[31m b\\x00\\u202e\\u200b\\ud800"
 
 
-def test_no_artifact_is_markup(fitted):
+def test_no_artifact_is_markup(fitted, planted_store, database):
     """A browser is shown pictures and plain text; a name in them is text."""
-    kinds = {path.suffix for path in fitted.folder.rglob("*") if path.is_file() and "artifacts" in path.parts}
-    assert kinds == {".png", ".yaml"}
+    (unit,) = fitted.folder.glob("runs/*/*/checkpoints/atoms/*")
+    few = ["--checks.rows=64", "--checks.bootstrap=5", "--checks.skip=[l1, isometry, identifiability, shift, metric]"]
+    main(["validate", f"--unit={unit}", f"--data.store={planted_store}", "--trainer.accelerator=cpu", *few])
+    files = [path for folder in (fitted.folder, Path()) for path in folder.rglob("*") if path.is_file()]
+    kinds = {path.suffix for path in files if "artifacts" in path.parts}
+    assert kinds == {".png", ".yaml", ".json"}

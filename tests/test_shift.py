@@ -7,7 +7,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from judging import judge, projections, subject_of
+from judging import Projections, judge, subject_of
 
 from atoms.checks.claim import Verdict
 from atoms.checks.shift import WAYS, Shift, angles, automatic_ratio, controls
@@ -61,10 +61,10 @@ def test_ratio_in_the_rows_own_metric_is_at_most_one_over_the_width(seed, count,
     if kind == 2:
         rows[count // 2 :] = rows[: count - count // 2].clone()
     moments = Moments.from_rows(rows)
-    metric = own_metric(rows, ridge=1e-9)
+    metric = own_metric(rows, ridge=1e-4)  # dimensions without variance are rounding, divided by it
     found = angles(metric.whiten(rows))
     bound = 1 / (width * (1 - metric.ridge_share))
-    assert found.ratio <= bound + 1e-9
+    assert found.ratio <= bound + 1e-6
     assert automatic_ratio(moments, metric) == pytest.approx((found.ratio, bound), abs=1e-6)
 
 
@@ -111,7 +111,7 @@ def test_controls_keep_the_spectrum_and_lose_the_directions():
 
 def test_the_section_has_every_way_side_by_side(planted_data):
     atoms = normal(5, 24, 16)
-    subject = subject_of(projections(atoms, 0.5), planted_data())
+    subject = subject_of(Projections(atoms, 0.5), planted_data())
     found, section = judge(Shift(subject))
     assert list(found.rows) == list(found.atoms) == list(WAYS)
     for table in ("rows", "atoms"):
@@ -137,7 +137,7 @@ def test_the_section_has_every_way_side_by_side(planted_data):
 
 
 def test_what_there_is_too_little_of_is_left_out(planted_data):
-    found, section = judge(Shift(subject_of(projections(torch.zeros(3, 16), 0.5), planted_data())), splits=())
+    found, section = judge(Shift(subject_of(Projections(torch.zeros(3, 16), 0.5), planted_data())), splits=())
     assert set(found.atoms.values()) == {None}
     assert found.rows["half"] is None
     assert section.tables["atoms"]["metric"] == []

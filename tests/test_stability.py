@@ -4,9 +4,11 @@ import math
 
 import pytest
 import torch
-from judged import Projections, judge, show, subject_of
+from forked import in_a_group
+from judging import Projections, find, judge, show, subject_of
 from scipy import integrate, special
 
+from atoms.activations.datamodule import ActivationDataModule
 from atoms.activations.site_rows import SiteRows
 from atoms.checks.claim import Verdict
 from atoms.checks.stability import Stability, _Seen, on_a_row, shuffled_directions, weighted_quantile
@@ -38,11 +40,11 @@ def site(planted_data):
 def stability(site, atoms, *others, floor: float = -100.0, **settings) -> Stability:
     """The check of atoms that all fire, but for those of zero norm."""
     units = tuple(Projections(other, floor, name=f"seed {i + 1}") for i, other in enumerate(others))
-    return Stability(subject_of(Projections(atoms, floor), *site, units, **settings))
+    return Stability(subject_of(Projections(atoms, floor), *site, units, **{"train_rows": 4800, **settings}))
 
 
 def section(check: Stability):
-    return check.report({"stability": judge(check)})
+    return judge(check)[1]
 
 
 def test_copies_agree_whatever_order_sign_and_length(site):
@@ -258,6 +260,23 @@ def test_counts_of_ranks_add_up():
     counts = ranks[0].pooled()
     assert (counts.rows, counts.firing.tolist()) == (5, [1, 1, 3])
     assert (counts.looked_at, counts.on_rows.tolist()) == (100, [1, 0, 0])
+
+
+def everything(rank: int | None, store: str) -> list[object]:
+    """What is found by this rank, or alone; seven batches, so that one rank has one more than the other."""
+    atoms = drawn(0)
+    site = ActivationDataModule(store=store, batch_size=256, pool_mib=8), "planted"
+    check = stability(site, atoms, blurred(atoms, 1, 0.3), atoms[:20], floor=1.0, batch_rows=90, train_rows=500)
+    found = find(check, rank=rank or 0, world_size=1 if rank is None else 2)
+    return [check.report({"stability": found}), found.firing]
+
+
+def test_two_ranks_find_what_one_finds(planted_store, tmp_path):
+    section, firing = everything(None, str(planted_store))
+    for found, share in in_a_group(everything, tmp_path, str(planted_store)):
+        assert found == section
+        assert torch.equal(share, firing)
+        assert 0 < share.min() < share.max() < 1
 
 
 def test_weighted_quantiles():

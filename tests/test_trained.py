@@ -12,11 +12,6 @@ from atoms.units import TrainedUnit
 
 
 @pytest.fixture
-def train(planted_data):
-    return SiteRows(planted_data(), "planted", "train")
-
-
-@pytest.fixture
 def sae(train):
     made = ThresholdSAE(16, 40, geometry=train.geometry, power=0.5, encoder="aligned", seed=4)
     with torch.no_grad():

@@ -145,13 +145,12 @@ class _Examination(L.LightningModule):
         speaks: bool,
     ) -> None:
         super().__init__()
+        self.allow_zero_length_dataloader_with_multiple_devices = True  # few rows make one batch: one rank has it
         self.unit, self.others = unit, others
         self.rows = {"val": held_out, "train": train}
         self.settings, self.speaks = settings, speaks
         self.slots: list[_Slot] = []
-        held = len(held_out) if settings.rows is None else min(settings.rows, len(held_out))
-        beside = held if settings.train_rows is None else settings.train_rows
-        self.counts = {"val": held, "train": min(beside, len(train))}
+        self.counts = settings.counts(len(held_out), len(train))
 
     def setup(self, stage: str) -> None:
         """Build the checks where the rows will be."""

@@ -21,7 +21,7 @@ from atoms.units import Unit
 
 @dataclass(frozen=True, eq=False)
 class Subject:
-    """The unit under judgement and all that the checks share about it. Everything acts on raw atoms (theory.md A15).
+    """The unit under judgement and all that the checks share about it. Everything acts on raw atoms.
 
     Attributes:
         unit: The unit, fitted.

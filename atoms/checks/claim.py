@@ -7,7 +7,7 @@ from enum import StrEnum
 
 
 class Verdict(StrEnum):
-    """What may be said of a claim (theory.md A15). Theorems give sufficient conditions: a miss refutes nothing."""
+    """What may be said of a claim. Theorems give sufficient conditions: a miss refutes nothing."""
 
     GUARANTEED = "guaranteed"
     """The condition holds."""

@@ -14,9 +14,9 @@ from torch import Tensor
 from atoms.checks.check import Check, Encoded, Subject
 from atoms.checks.claim import Claim, Section, Verdict
 from atoms.checks.row_table import RowTable
+from atoms.checks.sampling import judged_places, spread
 from atoms.checks.separability import Separability
 from atoms.checks.support_refit import refit
-from atoms.checks.support_sample import spread_rows
 from atoms.checks.threshold_windows import Amplitudes, Windows, best_threshold, windows_of
 from atoms.errors import AtomsError
 from atoms.geometry import welch
@@ -85,7 +85,7 @@ class IdentifiabilityCheck(Check):
         # leave holes that the C library does not fill.
         self._space = torch.empty(2, 0, subject.num_atoms, dtype=torch.float64, device=subject.device)
         self._rows, self._refits = RowTable(), RowTable()
-        self._sample = spread_rows(subject, 8 * subject.settings.solved_rows)
+        self._sample = spread(judged_places(subject, "val"), 8 * subject.settings.solved_rows)
 
     def update(self, batch: Encoded) -> None:
         """Look at a batch, as many rows at once as fit."""

@@ -15,6 +15,7 @@ from atoms.checks.check import Check, Encoded, Subject
 from atoms.checks.claim import Claim, Section, Verdict
 from atoms.checks.predicates import babel_rip, gershgorin_rip
 from atoms.checks.recovery_margins import DEPENDENT
+from atoms.checks.sampling import spread
 from atoms.checks.separability import Separability
 from atoms.checks.sparsity_levels import LEVELS, SparsityLevels, sparsity_levels, unknown_sparsity
 from atoms.checks.support_sample import SupportSample
@@ -192,7 +193,7 @@ def extremes(directions: Tensor, supports: Sequence[Tensor], rows: Tensor, memor
     sizes = torch.tensor([len(support) for support in supports], dtype=torch.int64)
     work = sizes.clamp_max(width).double().pow(3).sum().item()
     count = len(supports) if work <= _WORK else max(1, int(len(supports) * _WORK / work))
-    chosen = torch.arange(count) * len(supports) // max(count, 1)
+    chosen = spread(torch.arange(len(supports)), count)
     sizes, rows = sizes[chosen], rows[chosen]
     lowest = torch.zeros(count, dtype=torch.float64)
     highest = torch.zeros(count, dtype=torch.float64)

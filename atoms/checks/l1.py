@@ -18,9 +18,9 @@ from atoms.checks.judged_code import judged_codes
 from atoms.checks.predicates import cai_zhang, candes, tropp_coherence
 from atoms.checks.recovery_margins import CERTIFIED, recovery_margins
 from atoms.checks.row_table import RowTable
+from atoms.checks.sampling import judged_places, spread
 from atoms.checks.separability import Separability
 from atoms.checks.sparsity_levels import LEVELS, SparsityLevels, sparsity_levels, unknown_sparsity
-from atoms.checks.support_sample import spread_rows
 from atoms.errors import AtomsError
 from atoms.geometry import welch
 from atoms.progress import Meter
@@ -115,7 +115,7 @@ class L1Check(Check):
 
     def __init__(self, subject: Subject) -> None:
         super().__init__(subject)
-        self._chosen = spread_rows(subject, subject.settings.solved_rows)
+        self._chosen = spread(judged_places(subject, "val"), subject.settings.solved_rows)
         self._sample: list[tuple[Tensor, Tensor, Tensor, Tensor]] = []
         self._negative = False
 

@@ -14,7 +14,10 @@ from torch import Tensor
 from atoms.checks.check import Check, Encoded, Subject
 from atoms.checks.claim import Claim, Section, Verdict
 from atoms.checks.folds import Folds, joined
+from atoms.checks.predicates import donoho_elad, gershgorin_rip
 from atoms.checks.row_table import RowTable
+from atoms.checks.sampling import spread
+from atoms.checks.sparsity_levels import at_levels
 from atoms.checks.sums import Sums
 from atoms.errors import AtomsError
 from atoms.geometry import AtomicInnerProduct, coherence
@@ -122,8 +125,7 @@ class MetricHealth(Check):
         folds, sums = self.folds.pooled(), self.codes.pooled()
         l0 = self.l0.gather().get("l0", torch.zeros(0, dtype=torch.int64))
         atoms = subject.unit.atoms.to(subject.device)
-        used = min(_ATOMS, len(atoms))
-        chosen = atoms[torch.arange(used, device=atoms.device) * len(atoms) // max(used, 1)]
+        chosen = spread(atoms, _ATOMS)
         histogram = torch.bincount(l0, minlength=1)
 
         def read(metric: AtomicInnerProduct) -> Reading:
@@ -132,7 +134,7 @@ class MetricHealth(Check):
             return Reading(found.maximum, q, metric.condition, effective_rank(metric.eigenvalues))
 
         strip = [read(geometry.with_ridge(ridge)) for ridge in RIDGES]
-        sparsities = _sparsities(l0)
+        sparsities = at_levels(l0) if bool(l0.any()) else {}
         middle = len(folds) // 2
         halves = [metric for part in (folds[:middle], folds[middle:]) if (metric := _metric(part))]
         left_out = [_metric(folds[:fold] + folds[fold + 1 :]) for fold in range(len(folds))] if len(folds) > 2 else []
@@ -151,7 +153,7 @@ class MetricHealth(Check):
             atoms_distance=frame_distance(frame),
             weighted_distance=frame_distance(frame * weights),
             fold_rows=sum(fold.count for fold in folds),
-            atoms_used=used,
+            atoms_used=len(chosen),
             **self._code_moments(sums, len(l0)),
         )
 
@@ -279,10 +281,7 @@ class MetricHealth(Check):
         return notes
 
 
-_CONDITIONS: dict[str, Callable[[int, float], bool]] = {
-    "t2": lambda k, mu: (k - 1) * mu < 1,
-    "t3": lambda k, mu: (2 * k - 1) * mu < 1,
-}
+_CONDITIONS: dict[str, Callable[[int, float], bool]] = {"t2": gershgorin_rip, "t3": donoho_elad}
 
 
 def effective_rank(spectrum: Tensor) -> float:
@@ -339,13 +338,6 @@ def _jackknife(readings: list[Reading]) -> Reading:
     values = torch.tensor(readings, dtype=torch.float64)
     deviations = values - values.mean(0)
     return Reading(*(((len(values) - 1) / len(values) * deviations.square().sum(0)).sqrt().tolist()))
-
-
-def _sparsities(l0: Tensor) -> dict[str, int]:
-    if not len(l0) or not bool(l0.any()):
-        return {}
-    found = {"median": 0.5, "q95": 0.95, "max": 1.0}
-    return {name: max(1, int(np.quantile(l0.numpy(), q, method="inverted_cdf"))) for name, q in found.items()}
 
 
 def _flips(strip: list[Reading], sparsities: Mapping[str, int]) -> list[str]:

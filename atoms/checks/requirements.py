@@ -40,7 +40,7 @@ class Requirement:
 
     @classmethod
     def parse(cls, text: str) -> Requirement:
-        """Read ``joint.atoms``, ``uniqueness.t3=guaranteed`` or ``rows.f>=0.5``; a bare claim must be guaranteed.
+        """Read ``joint.atoms``, ``uniqueness.t3_max=guaranteed`` or ``rows.f>=0.5``; a bare claim must be guaranteed.
 
         Raises:
             AtomsError: If it is none of these.

@@ -1,8 +1,7 @@
-"""Which rows are judged, and which of them are looked at more closely."""
+"""Which rows are judged, and which of them, or of anything else, are looked at more closely."""
 
 from __future__ import annotations
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -16,15 +15,12 @@ def judged_places(subject: Subject, split: str) -> Tensor:
         subject: What is judged.
         split: ``"val"`` or ``"train"``.
     """
-    settings = subject.settings
-    held_out = len(subject.held_out) if settings.rows is None else min(settings.rows, len(subject.held_out))
-    if split == "val":
-        return torch.from_numpy(subject.held_out.places[:held_out])
-    beside = held_out if settings.train_rows is None else settings.train_rows
-    return torch.from_numpy(subject.train.places[:beside])
+    count = subject.settings.counts(len(subject.held_out), len(subject.train))[split]
+    rows = subject.held_out if split == "val" else subject.train
+    return torch.from_numpy(rows.places[:count])
 
 
-def spread(places: Tensor, count: int) -> Tensor:
+def spread(items: Tensor, count: int) -> Tensor:
     """Take so many of them, evenly spread, the same ones always; all if there are not so many."""
-    count = min(count, len(places))
-    return places[torch.from_numpy(np.arange(count) * len(places) // max(count, 1))]
+    count = min(count, len(items))
+    return items[torch.arange(count, device=items.device) * len(items) // max(count, 1)]

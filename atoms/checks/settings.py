@@ -57,3 +57,8 @@ class CheckSettings:
                 raise AtomsError(f"checks.{name} is {value}: give at least 1")
         if not self.etas or not all(0 < eta <= 1 for eta in self.etas):
             raise AtomsError(f"checks.etas is {self.etas}: give numbers above 0 and at most 1")
+
+    def counts(self, held_out: int, train: int) -> dict[str, int]:
+        """How many rows of ``val`` and ``train`` are judged, the first ones, where there are so many of either."""
+        judged = held_out if self.rows is None else min(self.rows, held_out)
+        return {"val": judged, "train": min(judged if self.train_rows is None else self.train_rows, train)}

@@ -13,6 +13,7 @@ from torch import Tensor
 from atoms.checks.check import Check, Encoded, Subject
 from atoms.checks.claim import Claim, Section, Verdict
 from atoms.checks.folds import Folds
+from atoms.checks.sampling import spread
 from atoms.errors import AtomsError
 from atoms.geometry import AtomicInnerProduct, Moments
 from atoms.geometry.inner_product import unit_rows
@@ -143,9 +144,7 @@ class Shift(Check):
         subject = self.subject
         half = self.folds.pooled()[0]
         rows = subject.held_out.sample(_MOST)[subject.held_out.site].to(subject.device, torch.float64)
-        atoms = subject.unit.atoms.to(subject.device, torch.float64)
-        places = torch.arange(min(_MOST, len(atoms))) * len(atoms) // max(1, min(_MOST, len(atoms)))
-        atoms = atoms[places.to(atoms.device)]
+        atoms = spread(subject.unit.atoms, _MOST).to(subject.device, torch.float64)
         train_ratio, bound = automatic_ratio(subject.train.moments, subject.geometry)
         return Shifts(
             rows=self._measure(rows, _attempt(lambda: AtomicInnerProduct.from_moments(Moments.from_rows(rows))), half),

@@ -42,15 +42,20 @@ def sparsity_levels(subject: Subject, found: Mapping[str, Any]) -> SparsityLevel
         found: Results by check; the row certificates' ``rows`` holds K of every held-out row as ``k``, (rows,) int64.
     """
     if "rows" in found and len(found["rows"].k):
-        k: Tensor = found["rows"].k.sort().values
-        at = {name: max(1, int(k[math.ceil(q * len(k)) - 1])) for name, q in LEVELS.items()}
+        k: Tensor = found["rows"].k
         kinds = {"median": "median", "q95": ".95 quantile", "max": "largest"}
         source = {name: f"{kinds[name]} of {len(k):,} held-out rows" for name in LEVELS}
-        return SparsityLevels(at, source, torch.bincount(k, minlength=subject.num_atoms + 1))
+        return SparsityLevels(at_levels(k), source, torch.bincount(k, minlength=subject.num_atoms + 1))
     if subject.unit.target_l0 is not None:
         k_aimed = max(1, round(subject.unit.target_l0))
         return SparsityLevels({"median": k_aimed}, {"median": "the unit's target L0"}, None)
     return SparsityLevels({}, {}, None)
+
+
+def at_levels(k: Tensor) -> dict[str, int]:
+    """Atoms per row at each of `LEVELS`, at least 1, of rows of k atoms each, (rows,) int64, at least one row."""
+    ascending = k.sort().values
+    return {name: max(1, int(ascending[math.ceil(q * len(k)) - 1])) for name, q in LEVELS.items()}
 
 
 def unknown_sparsity(name: str, what: str, source: str, computed_on: str) -> Claim:

@@ -2,19 +2,12 @@
 
 from __future__ import annotations
 
-import numpy as np
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
 from atoms.checks.check import Encoded, Subject
-
-
-def spread_rows(subject: Subject, rows: int) -> Tensor:
-    """Places in the split of held-out rows spread evenly over those judged, (rows or all,) int64 ascending."""
-    judged = subject.held_out.places[: subject.settings.rows]
-    count = min(rows, len(judged))
-    return torch.from_numpy(judged[np.arange(count) * len(judged) // max(count, 1)])
+from atoms.checks.sampling import judged_places, spread
 
 
 class SupportSample:
@@ -26,7 +19,7 @@ class SupportSample:
     """
 
     def __init__(self, subject: Subject, rows: int) -> None:
-        self._chosen = spread_rows(subject, rows)
+        self._chosen = spread(judged_places(subject, "val"), rows)
         self._alive = subject.norms.cpu() > 0
         self._found: dict[int, Tensor] = {}
 

@@ -124,8 +124,8 @@ def _parser() -> AtomsArgumentParser:
         "--require",
         type=str | list[str],
         default=[],
-        help="What must hold, or the status is 3: a claim (joint.atoms), a claim's verdict (uniqueness.t3=guaranteed) "
-        "or a bound on a number (rows.f>=0.5).",
+        help="What must hold, or the status is 3: a claim (joint.atoms), a claim's verdict "
+        "(uniqueness.t3_median=guaranteed) or a bound on a number (rows.f>=0.5).",
     )
     parser.add_argument("--output", type=str, default="certificates", help="Folder for certificates and figures.")
     parser.add_argument(
