@@ -5,8 +5,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from atoms.checks.certificate import FILE, Certificate
-from atoms.checks.figures import draw
-from atoms.errors import printable
+from atoms.checks.comparison import COMPARISONS, compare
+from atoms.checks.figures import FIGURES, draw
+from atoms.errors import AtomsError, printable
 from atoms.training import checkpoint
 from atoms.training.mlflow_logger import AtomsMLFlowLogger, child_run
 from atoms.training.outbox import short
@@ -55,6 +56,8 @@ def log_certificates(
                 child.finalize("success")
             lines = {f"check/{each.unit.name}/{key}": value for each in certificates for key, value in _few(each)}
             run.log_at(lines, record.rows if record else 0)
+            for name, figure in compare(certificates).items():
+                run.log_figure(figure, name)
         run.finalize("success")
         if parent is not None and len(certificates) == 1:
             learnt = AtomsMLFlowLogger(tracking_uri=run.tracking_uri, run_id=parent, synchronous=True)
@@ -88,7 +91,25 @@ def _few(certificate: Certificate) -> list[tuple[str, float]]:
     return [(key, value) for key, value in certificate.numbers().items() if key.startswith("joint/")]
 
 
-def save_figures(certificate: Certificate, folder: Path) -> None:
-    """Write the figures beside a certificate."""
-    for name, figure in draw(certificate).items():
-        figure.savefig(folder / f"{name}.png", dpi=120)
+def save_figures(certificates: Sequence[Certificate], folder: Path) -> None:
+    """Write the figures of one certificate, or the comparison of several, as ``NAME.png``.
+
+    Figures of an earlier judgement that are not drawn this time are removed: they would be taken for this one's.
+
+    Args:
+        certificates: At least one.
+        folder: Where to.
+
+    Raises:
+        AtomsError: If the folder cannot be written.
+    """
+    figures = draw(certificates[0]) if len(certificates) == 1 else compare(certificates)
+    try:
+        for name in (FIGURES.keys() if len(certificates) == 1 else COMPARISONS) - figures.keys():
+            (folder / f"{name}.png").unlink(missing_ok=True)
+        for name, figure in figures.items():
+            figure.savefig(folder / f"{name}.png", dpi=120)
+    except OSError as error:
+        raise AtomsError(
+            f"output is {folder}, where figures cannot be written ({error.strerror}): name another folder"
+        ) from error
