@@ -45,4 +45,5 @@ def tint(colour: str, share: float) -> str:
         colour: Any that matplotlib knows.
         share: How much of it is left, in [0, 1].
     """
-    return to_hex([1 - share * (1 - part) for part in to_rgb(colour)])
+    mixed = [1 - share * (1 - part) for part in to_rgb(colour)]
+    return to_hex((mixed[0], mixed[1], mixed[2]))

@@ -43,12 +43,12 @@ def compare(certificates: Sequence[Certificate]) -> dict[str, Figure]:
         nothing for is not there.
     """
     figures: dict[str, Figure] = {}
-    numbers = {certificate.unit.name: certificate.numbers() for certificate in certificates}
-    points = {
-        name: (own["sparsity/k_median"], own["representability/r2"], own.get("joint/f", math.nan))
-        for name, own in numbers.items()
+    numbers = [(certificate.unit.name, certificate.numbers()) for certificate in certificates]
+    points = [
+        (name, own["sparsity/k_median"], own["representability/r2"], own.get("joint/f", math.nan))
+        for name, own in numbers
         if own.keys() >= {"sparsity/k_median", "representability/r2"}
-    }
+    ]
     if points:
         figures["frontier"] = _frontier(points)
     if any(certificate.claims() for certificate in certificates):
@@ -56,12 +56,12 @@ def compare(certificates: Sequence[Certificate]) -> dict[str, Figure]:
     return figures
 
 
-def _frontier(points: dict[str, tuple[float, float, float]]) -> Figure:
+def _frontier(points: list[tuple[str, float, float, float]]) -> Figure:
     """R² against K, each unit named at the right of the axes, where no name can cover another."""
     figure, axes = canvas(
         "Fidelity against sparsity; size and colour: F", "atoms per row (median)", "R² on held-out rows"
     )
-    k, r2, f = (np.array(column) for column in zip(*points.values(), strict=True))
+    k, r2, f = (np.array(column) for column in list(zip(*points, strict=True))[1:])
     shown, known = np.maximum(r2, _LOWEST_R2), np.isfinite(f)
     colours = LinearSegmentedColormap.from_list("f", [tint(QUIET, 0.4), ACCENT, INK])
     axes.set_xscale("symlog", linthresh=1)
@@ -75,7 +75,7 @@ def _frontier(points: dict[str, tuple[float, float, float]]) -> Figure:
     )  # fmt: skip
     bottom, top = axes.get_ylim()
     heights = spread((shown - bottom) / (top - bottom), min(_GAP, 1 / len(points)))
-    for name, x, y, true, share, height in zip(points, k, shown, r2, f, heights, strict=True):
+    for (name, *_), x, y, true, share, height in zip(points, k, shown, r2, f, heights, strict=True):
         below = f", R² {true:.2g}" if true < _LOWEST_R2 else ""
         axes.annotate(
             f"{name}{below}" + (f": F {share:.2f}" if math.isfinite(share) else ""),

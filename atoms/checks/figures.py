@@ -91,7 +91,8 @@ class _Source:
 
 def _below(axes: Axes, columns: int = 2) -> None:
     """A legend under the axes, where it covers nothing."""
-    axes.legend(frameon=False, loc="upper center", bbox_to_anchor=(0.5, -0.16), ncols=columns, fontsize=8)
+    if axes.get_legend_handles_labels()[0]:
+        axes.legend(frameon=False, loc="upper center", bbox_to_anchor=(0.5, -0.16), ncols=columns, fontsize=8)
 
 
 def _aside(axes: Axes, text: str) -> None:
@@ -179,17 +180,17 @@ def _sparsity(source: _Source) -> Figure:
     width = max(1, math.ceil((k.max() - k.min() + 1) / _BARS))
     edges = np.arange(k.min(), k.max() + width + 1, width) - 0.5
     most, least = source.number("sparsity/max_k"), 1.0
-    for name, label, style in (
-        ("held_out", "held out", {"fill": True, "color": tint(ACCENT, 0.4)}),
-        ("train", "training", {"color": INK, "linewidth": 1.3}),
+    for name, label, fill, colour, style in (
+        ("held_out", "held out", True, ACCENT, "-"),
+        ("train", "training", False, INK, "--"),
     ):
         counts = np.histogram(k, edges, weights=source.counts("sparsity", "k_histogram", f"{name}_rows"))[0]
         rates = source.counts("sparsity", "firing_by_rank", f"{name}_rate")
         if counts.sum():
-            left.stairs(_shares(counts), edges, label=label, **style)
+            own = tint(colour, 0.4) if fill else colour
+            left.stairs(_shares(counts), edges, label=label, fill=fill, color=own, linewidth=1.3)
         if (rates > 0).any():
-            look = {"color": ACCENT} if name == "held_out" else {"color": INK, "linestyle": "--"}
-            right.plot(rank[rates > 0], rates[rates > 0], label=label, linewidth=1.3, **look)
+            right.plot(rank[rates > 0], rates[rates > 0], style, color=colour, label=label, linewidth=1.3)
             least = min(least, rates[rates > 0].min())
     if math.isfinite(most):
         left.axvline(most, color=ALERT, linestyle="--", label=f"K = {most:g}")
@@ -226,7 +227,7 @@ def _separability(source: _Source) -> Figure:
             left.stairs(
                 np.where(density > 0, density, np.nan), edges, color=colour, label=f"{label}: max {largest:.2f}"
             )
-            furthest = max(furthest, upper[density > 0].max())
+            furthest = max(furthest, upper[density > 0].max(initial=0))
     if source.unit.width > 1:
         grid = np.linspace(1e-3, 1 - 1e-3, 500)
         density = random_cosine_density(grid, source.unit.width)
@@ -264,10 +265,11 @@ def _isometry(source: _Source) -> Figure:
             k, lowest, highest = (source.column("isometry", name, part) for part in ("k", "lowest", "highest"))
         except _NothingToShow:
             continue
-        dependent = ~(lowest > _SINGULAR)
-        singular += int(dependent.sum())
+        independent = lowest > _SINGULAR
+        singular += int((~independent).sum())
         shown += len(k)
-        axes.plot(k[~dependent], (highest / lowest)[~dependent], ".", color=colour, markersize=3, alpha=0.5)
+        kappa = highest[independent] / lowest[independent]
+        axes.plot(k[independent], kappa, ".", color=colour, markersize=3, alpha=0.5)
         axes.plot([], [], "o", color=colour, label=label)
         bounds |= dict.fromkeys(k.tolist(), math.nan)
         bounds |= dict(zip(k.tolist(), source.table("isometry", name).get("kappa_bound", []), strict=False))
@@ -427,9 +429,10 @@ def _use(source: _Source) -> Figure:
     columns = {name: np.array(values) for name, values in source.table("use", "families").items()}
     if not {"family", "features", "k", "auroc", "tasks"} <= columns.keys():
         raise _NothingToShow
+    known = source.column("use", "families", "auroc")
     families = list(dict.fromkeys(columns["family"]))
     figure, axes = panels(*((f"Telling: {name}", "features read (k)", "AUROC") for name in families))
-    lowest = min(0.45, float(np.nanmin(columns["auroc"])) - 0.02)
+    lowest = min(0.45, float(np.nanmin(known)) - 0.02)
     for each, family in zip(axes, families, strict=True):
         for features, label, colour in (
             ("codes", "atoms", ACCENT),

@@ -212,14 +212,14 @@ def judge(question: Question) -> list[Certificate]:
         )
         certificates.append(found)
         if is_first_rank():
-            folder = found.save(Path(question.output) / name.replace("/", "-")).parent
-            save_figures([found], folder)
+            found.save(Path(question.output) / name.replace("/", "-"))
     if is_first_rank():
-        if len(certificates) > 1:
-            save_figures(certificates, Path(question.output))
+        pictures = save_figures(certificates, Path(question.output))
         show(certificates, plain=question.plain)
         print(f"certificate {question.output}/")
-        log_certificates(certificates, question.record, question.ckpt_path, question.tracking_uri, question.experiment)
+        log_certificates(
+            certificates, pictures, question.record, question.ckpt_path, question.tracking_uri, question.experiment
+        )
     return certificates
 
 
