@@ -282,6 +282,7 @@ def _isometry(source: _Source) -> Figure:
         axes.plot([], [], " ", label="coherence bounds none of them")
     axes.set_yscale("log")
     axes.set_xlim(min(bounds) - 1, max(bounds) + 1)
+    axes.set_ylim(0.9, max(axes.get_ylim()[1], 2.0))  # orthogonal atoms differ from 1 by rounding, which is no finding
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     if singular:
         _aside(axes, f"{singular:,} dependent")
