@@ -5,8 +5,7 @@ import math
 import numpy as np
 import pytest
 import torch
-from judging import Given, dead
-from row_subjects import Pursuer, judge, subject_of
+from judging import Given, Pursuer, dead, find, subject_of
 
 from atoms.activations.datamodule import ActivationDataModule
 from atoms.activations.planted import SITE
@@ -36,7 +35,7 @@ def test_by_the_definition(data, nonnegative):
     unit = Pursuer(data.truth, data.geometry(SITE), 2, nonnegative=nonnegative)
     unit.centre = data.moments(SITE).mean.float()
     subject = subject_of(unit, data, null_rows=120, rows=500, max_k=4)
-    rows = judge(RowCertificatesCheck(subject))
+    rows = find(RowCertificatesCheck(subject))
     assert rows.one_sided is nonnegative
     control = random_controls(subject, rows)[ISOTROPIC]
     assert control.rows == 120
@@ -67,7 +66,7 @@ def test_reaches_the_unit_s_fidelity_on_the_same_rows(data):
     sample = subject.held_out.sample(200, limit=500)[SITE]
     exact, rebuilt = sample.double(), unit.decode(unit.encode(sample)).double()
     own = 1 - (exact - rebuilt).square().sum() / (exact - exact.mean(0)).square().sum()
-    found = random_controls(subject, judge(RowCertificatesCheck(subject)))[ISOTROPIC]
+    found = random_controls(subject, find(RowCertificatesCheck(subject)))[ISOTROPIC]
     assert found.k is not None
     assert found.k > 2
     place = found.steps.index(found.k)
@@ -81,7 +80,7 @@ def test_what_was_pursued_for_other_rows_is_not_taken(data):
 
     def control(**settings):
         subject = subject_of(unit, data, **settings)
-        return random_controls(subject, judge(RowCertificatesCheck(subject)))[LIKE_ROWS]
+        return random_controls(subject, find(RowCertificatesCheck(subject)))[LIKE_ROWS]
 
     few, other = control(null_rows=60, rows=500), control(null_rows=60, rows=130)
     assert few.curve != other.curve

@@ -29,3 +29,11 @@ def test_dependent_atoms_and_more_than_dimensions_have_a_solution():
     assert found["error_ls"] == pytest.approx(0, abs=1e-12)
     assert found["error_nnls"] == pytest.approx(0, abs=1e-12)
     assert found["synthetic_ls"] > 0.1  # amplitudes of equal atoms cannot be told apart
+
+
+def test_codes_that_are_all_negative_are_infinitely_far_from_non_negative_ones():
+    atoms, codes = np.eye(3)[:2], np.array([-1.0, -2.0])
+    found = refit(atoms, codes, codes @ atoms)
+    assert found["real_nnls"] == np.inf
+    assert found["synthetic_nnls"] == 1
+    assert refit(atoms, 0 * codes, codes @ atoms)["real_nnls"] == 0

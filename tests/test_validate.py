@@ -167,6 +167,10 @@ def test_several_units_share_a_run_with_a_child_each(learnt, database, capsys, p
     assert inner["planted"].data.metrics == pytest.approx(inner["saved"].data.metrics)
     assert {child.info.status for child in inner.values()} == {"FINISHED"}
     assert shared.data.metrics["check/axes/joint/f"] == inner["axes"].data.metrics["check/joint/f"]
+    together = {path.name for path in Path("certificates").glob("*.png")}
+    assert together == {"frontier.png", "claims.png"}
+    assert {path.name for path in Path(shared.info.artifact_uri).glob("figures/*.png")} == together
+    assert Path("certificates/axes/certified.png").exists()
     # All are asked for as few atoms as the checkpoint's.
     assert {child.data.metrics["check/joint/k"] for child in inner.values()} == {4.0}
 

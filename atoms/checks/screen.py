@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import math
+import re
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 from rich import box
+from rich.cells import cell_len
 from rich.console import Console, Group, RenderableType
-from rich.markup import escape
+from rich.constrain import Constrain
 from rich.table import Table
 from rich.text import Text
 
 from atoms.checks.certificate import Certificate
-from atoms.checks.claim import Claim, Verdict
+from atoms.checks.claim import Verdict
+from atoms.checks.side_by_side import SHORT, side_by_side
 
 COLOURS = {
     Verdict.GUARANTEED: "green",
@@ -26,9 +29,9 @@ COLOURS = {
     Verdict.NOT_APPLICABLE: "bright_black",
 }
 WIDTH = 100
+"""Of sentences where output is no terminal; tables of several units are then as wide as they need."""
 ABSENT = "-"
-LEVELS = ("median", "q95", "max")
-"""At how many atoms per row claims are asked: the last part of their names."""
+_BETWEEN = 3  # columns of a table
 
 
 class Line(NamedTuple):
@@ -48,9 +51,9 @@ class Line(NamedTuple):
 
 
 LINES = (
-    Line("F: close, sparse, certified (same-fidelity null)", "joint/f", ".3f", "joint/f_matched"),
-    Line("F of the whitening basis", "joint/f_basis"),
-    Line("K at which half the rows hold (whitening basis)", "joint/k_half", ".0f", "joint/k_half_basis"),
+    Line("F: close, sparse, certified (principal axes)", "joint/f", ".3f", "joint/f_basis"),
+    Line("F of random directions (of random rows)", "joint/f_random", ".3f", "joint/f_random_rows"),
+    Line("K at which half the rows hold (principal axes)", "joint/k_half", ".0f", "joint/k_half_basis"),
     Line("certified rows (random codes of the same K)", "joint/certified", ".3f", "joint/certified_same_k"),
     Line("R² held out (training rows)", "representability/r2", ".3f", "representability/r2_train"),
     Line("R² in the AIP (refitted on the support)", "representability/r2_aip", ".3f", "representability/r2_aip_refit"),
@@ -62,7 +65,6 @@ LINES = (
     Line("rows with a T5 window (θ in it)", "identifiability/window", ".3f", "identifiability/deployed_window"),
     Line("matched |cos| across seeds (random)", "stability/mean", ".3f", "stability/random_mean"),
     Line("probe AUROC, one atom (one coordinate)", "use/auroc_codes_1", ".3f", "use/auroc_raw_1"),
-    Line("condition of the metric (ridge share)", "metric/condition", ".3g", "metric/ridge_share"),
 )
 
 
@@ -71,43 +73,99 @@ def show(certificates: Sequence[Certificate], *, plain: bool = False) -> None:
 
     Args:
         certificates: At least one, of the same rows.
-        plain: No colours and no boxes.
+        plain: No colours and no boxes, and reasons in full.
     """
-    console = Console(
-        width=None if sys.stdout.isatty() else max(WIDTH, 44 + 16 * len(certificates)),
-        no_color=plain,
-        highlight=False,
-        soft_wrap=False,
-    )
-    console.print(screen(certificates, plain=plain))
+    console = Console(highlight=False, color_system=None if plain else "auto")
+    width = console.width if sys.stdout.isatty() else None
+    if width is None:
+        console.width = 1_000_000  # tables take what they need
+    console.print(screen(certificates, plain=plain, width=width))
 
 
-def screen(certificates: Sequence[Certificate], *, plain: bool = False) -> RenderableType:
-    """What `show` prints."""
-    first = certificates[0]
-    head = (
-        f"{first.rows.held_out:,} held-out rows of {first.unit.site}, "
-        f"{first.rows.train:,} training rows beside; width {first.unit.width}"
-    )
+def screen(certificates: Sequence[Certificate], *, plain: bool = False, width: int | None = None) -> RenderableType:
+    """What `show` prints.
+
+    Args:
+        certificates: At least one, of the same rows.
+        plain: No colours and no boxes, and reasons in full.
+        width: Of the terminal. Units that do not fit beside the others have tables of their own below. Without one,
+            tables are as wide as they need, and sentences `WIDTH`.
+    """
+    narrow, one = width or WIDTH, len(certificates) == 1
+    verdicts = _reasons(certificates[0], plain, narrow) if one else _verdicts(certificates, plain, width)
     return Group(
-        escape(head), "", _numbers(certificates, plain), *_verdicts(certificates, plain), *_words(certificates)
+        *(Constrain(Text(line), narrow) for line in _head(certificates[0])),
+        "",
+        *_numbers(certificates, plain, width),
+        *([""] if plain else []),
+        *verdicts,
+        *([""] if plain or not one else []),
+        *(Constrain(words, narrow) for words in _words(certificates)),
     )
+
+
+def _head(certificate: Certificate) -> Iterator[str]:
+    """What is the same for all units: the rows, and the metric made of them."""
+    rows, unit, numbers = certificate.rows, certificate.unit, certificate.numbers()
+    yield (f"{rows.held_out:,} held-out rows of {unit.site}, {rows.train:,} training rows beside; width {unit.width:,}")
+    if numbers.keys() >= {"metric/condition", "metric/ridge_share"}:
+        yield (
+            f"condition of the metric {numbers['metric/condition']:.2g}, "
+            f"of which the ridge is {numbers['metric/ridge_share']:.2g}"
+        )
 
 
 def _table(plain: bool) -> Table:
     return Table(box=None if plain else box.SIMPLE_HEAD, pad_edge=not plain, show_edge=not plain)
 
 
-def _numbers(certificates: Sequence[Certificate], plain: bool) -> Table:
-    table = _table(plain)
-    table.add_column("")
-    for certificate in certificates:
-        table.add_column(f"{escape(certificate.unit.name)}\n{certificate.unit.atoms} atoms", justify="right")
+class _Column(NamedTuple):
+    """What one unit has in a table.
+
+    Attributes:
+        header: Its lines.
+        cells: One a row.
+    """
+
+    header: str
+    cells: list[Text]
+
+    @property
+    def width(self) -> int:
+        """What it takes if nothing is wrapped."""
+        return max(map(cell_len, [*self.header.splitlines(), *(cell.plain for cell in self.cells)]))
+
+
+def _beside(
+    label: str, labels: Sequence[str], columns: Sequence[_Column], plain: bool, width: int | None
+) -> Iterator[Table]:
+    """Tables of as many columns as fit beside the labels, in which no cell is wrapped."""
+    own = max(map(cell_len, [label, *labels])) + _BETWEEN + 1
+    rest = list(columns)
+    while rest:
+        room, fitting = (math.inf if width is None else width - own), 0
+        while fitting < len(rest) and (room := room - rest[fitting].width - _BETWEEN) >= 0:
+            fitting += 1
+        shown, rest = rest[: max(fitting, 1)], rest[max(fitting, 1) :]
+        table = _table(plain)
+        table.add_column(label, no_wrap=True)
+        for column in shown:
+            table.add_column(Text(column.header), no_wrap=True, justify="right")
+        for place, name in enumerate(labels):
+            table.add_row(name, *(column.cells[place] for column in shown))
+        yield table
+
+
+def _numbers(certificates: Sequence[Certificate], plain: bool, width: int | None) -> Iterator[Table]:
     known = [certificate.numbers() for certificate in certificates]
-    for line in LINES:
-        if any(line.number in numbers for numbers in known):
-            table.add_row(line.label, *(_cell(numbers, line) for numbers in known))
-    return table
+    lines = [line for line in LINES if any(line.number in numbers for numbers in known)]
+    columns = [
+        _Column(
+            f"{certificate.unit.name}\n{certificate.unit.atoms:,} atoms", [Text(_cell(numbers, line)) for line in lines]
+        )
+        for certificate, numbers in zip(certificates, known, strict=True)
+    ]
+    return _beside("", [line.label for line in lines], columns, plain, width)
 
 
 def _cell(numbers: dict[str, float], line: Line) -> str:
@@ -116,54 +174,54 @@ def _cell(numbers: dict[str, float], line: Line) -> str:
     return f"{said} ({format(beside, line.form)})" if line.beside and not math.isnan(beside) else said
 
 
-def _verdicts(certificates: Sequence[Certificate], plain: bool) -> Iterator[RenderableType]:
-    claims = [_merged(certificate.claims()) for certificate in certificates]
-    names = list(dict.fromkeys(name for each in claims for name in each))
-    if not names:
+def _reasons(certificate: Certificate, plain: bool, width: int) -> Iterator[Table]:
+    """Verdicts of one unit, each with its reason: one line of it, or all where nothing is drawn."""
+    lines = side_by_side([certificate])
+    if lines:
+        table = _table(plain)
+        names, verdicts = max(map(len, lines)), max(map(len, Verdict))
+        rest = max(width - names - verdicts - 3 * _BETWEEN - 1, 10)
+        table.add_column("claim", no_wrap=True, width=names)
+        table.add_column("verdict", no_wrap=True, width=verdicts)
+        table.add_column("because", no_wrap=not plain, overflow="fold" if plain else "ellipsis", width=rest)
+        for name, (claim,) in lines.items():
+            if claim is not None:
+                table.add_row(name, Text(claim.verdict, COLOURS[claim.verdict]), Text(claim.why))
+        yield table
+
+
+def _verdicts(certificates: Sequence[Certificate], plain: bool, width: int | None) -> Iterator[RenderableType]:
+    """Verdicts of several units, abbreviated, and what the abbreviations stand for."""
+    lines = side_by_side(certificates)
+    if not lines:
         return
-    table = _table(plain)
-    table.add_column("claim", no_wrap=True)
-    if len(certificates) == 1:
-        table.add_column("verdict", no_wrap=True)
-        table.add_column("because", overflow="fold")
-        for name in names:
-            table.add_row(name, _coloured(claims[0][name].verdict), _reason(claims[0][name].why, plain))
-    else:
-        for certificate in certificates:
-            table.add_column(escape(certificate.unit.name))
-        for name in names:
-            table.add_row(name, *(_coloured(each[name].verdict) if name in each else ABSENT for each in claims))
-    yield table
+    columns = [
+        _Column(
+            certificate.unit.name,
+            [
+                Text(ABSENT) if claim is None else Text(SHORT[claim.verdict], COLOURS[claim.verdict])
+                for claim in (own[place] for own in lines.values())
+            ],
+        )
+        for place, certificate in enumerate(certificates)
+    ]
+    yield from _beside("claim", list(lines), columns, plain, width)
+    used = {claim.verdict for own in lines.values() for claim in own if claim is not None}
+    key = [f"{short} = {verdict}" for verdict, short in SHORT.items() if verdict in used and short != verdict]
+    yield Constrain(Text("; ".join(key)), width or WIDTH)
 
 
-def _merged(claims: Mapping[str, Claim]) -> dict[str, Claim]:
-    """Claims by name; one line for a claim asked at several sparsities that fares alike at all of them."""
-    families: dict[str, list[str]] = {}
-    for name in claims:
-        stem, _, level = name.rpartition("_")
-        families.setdefault(stem if level in LEVELS else name, []).append(name)
-    merged = {}
-    for stem, names in families.items():
-        if len({claims[name].verdict for name in names}) == 1:
-            merged[stem] = claims[names[0]]
-        else:
-            merged |= {name: claims[name] for name in names}
-    return merged
-
-
-def _reason(why: str, plain: bool) -> Text:
-    """One line, cut where the screen ends, or all of it; in a column that may wrap, or names and verdicts would go."""
-    return Text(why) if plain else Text(why, no_wrap=True, overflow="ellipsis")
-
-
-def _coloured(verdict: Verdict) -> str:
-    return f"[{COLOURS[verdict]}]{verdict}[/]"
-
-
-def _words(certificates: Sequence[Certificate]) -> Iterator[RenderableType]:
+def _words(certificates: Sequence[Certificate]) -> Iterator[Text]:
+    """What may be claimed of each, and what could not be done; for all at once where it is the same."""
     several = len(certificates) > 1
     for certificate in certificates:
         name = f"{certificate.unit.name}: " if several else ""
-        yield escape(f"{name}{certificate.sentence}")
+        yield Text(f"{name}{certificate.sentence}")
+    failures: dict[tuple[str, str], list[Certificate]] = {}
+    for certificate in certificates:
         for check, reason in certificate.failed.items():
-            yield escape(f"{name}not done: {check}: {reason}")
+            told = re.sub(rf"(?<!\w){re.escape(certificate.unit.name)}(?!\w)", "the unit", reason)
+            failures.setdefault((check, told), []).append(certificate)
+    for (check, told), failed in failures.items():
+        whose = f"{', '.join(each.unit.name for each in failed)}: " if len(failed) < len(certificates) else ""
+        yield Text(f"{whose}not done: {check}: {told if len(failed) > 1 else failed[0].failed[check]}")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 from numpy.typing import NDArray
 from scipy import linalg, optimize
@@ -45,4 +47,7 @@ def _non_negative(matrix: _Floats, target: _Floats) -> _Floats:
 
 
 def _relative(found: _Floats, truth: _Floats) -> float:
-    return float(np.linalg.norm(found - truth) / max(np.linalg.norm(truth), np.finfo(np.float64).tiny))
+    error, size = float(np.linalg.norm(found - truth)), float(np.linalg.norm(truth))
+    if size == 0:  # as non-negative amplitudes are where all that is asked for is negative
+        return math.inf if error else 0.0
+    return error / size

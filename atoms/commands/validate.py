@@ -20,7 +20,7 @@ from atoms.errors import AtomsError
 from atoms.precision import use_fast_float32
 from atoms.processes import leave_at_exit
 from atoms.training import checkpoint
-from atoms.training.certificate_log import log_certificates
+from atoms.training.certificate_log import log_certificates, save_figures
 from atoms.training.parallel import NAME as SHARDED
 from atoms.training.trained_units import noise_twins, units_of
 from atoms.units import TrainedUnit, Unit
@@ -225,9 +225,12 @@ def judge(question: Question) -> list[Certificate]:
         if is_first_rank():
             found.save(Path(question.output) / unit.name.replace("/", "-"))
     if is_first_rank():
+        pictures = save_figures(certificates, Path(question.output))
         show(certificates, plain=question.plain)
         print(f"certificate {question.output}/")
-        log_certificates(certificates, question.record, question.ckpt_path, question.tracking_uri, question.experiment)
+        log_certificates(
+            certificates, pictures, question.record, question.ckpt_path, question.tracking_uri, question.experiment
+        )
     return certificates
 
 

@@ -1,21 +1,30 @@
 """Certificates as MLflow runs: numbers, files and figures, beside the run that learnt the unit."""
 
+import io
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from matplotlib.figure import Figure
+
 from atoms.checks.certificate import FILE, Certificate
-from atoms.checks.figures import draw
-from atoms.errors import printable
+from atoms.checks.comparison import COMPARISONS, compare
+from atoms.checks.figures import FIGURES, draw
+from atoms.errors import AtomsError, printable
 from atoms.training import checkpoint
 from atoms.training.mlflow_logger import AtomsMLFlowLogger, child_run
 from atoms.training.outbox import short
 
 NOWHERE = "none"
+TOGETHER = ""
+"""Whose pictures the comparison of several certificates is."""
+Pictures = dict[str, dict[str, bytes]]
+"""PNGs by name, of each unit by its name and of `TOGETHER`."""
 
 
 def log_certificates(
     certificates: Sequence[Certificate],
+    pictures: Pictures,
     record: checkpoint.Record | None,
     paths: Sequence[str],
     tracking_uri: str | None,
@@ -29,6 +38,7 @@ def log_certificates(
 
     Args:
         certificates: What was judged together.
+        pictures: What `save_figures` wrote of them.
         record: Record of the checkpoint among them, or None.
         paths: The checkpoints.
         tracking_uri: Where to; None for where the checkpoint's run is kept, else the default; ``none`` for nowhere.
@@ -46,15 +56,17 @@ def log_certificates(
     try:
         if len(certificates) == 1:
             run = _run(uri, parent, "validate", tags, experiment)
-            _log(run, certificates[0], record)
+            _log(run, certificates[0], pictures, record)
         else:
             run = _run(uri, parent, "controls", tags, experiment)
             for certificate in certificates:
                 child = child_run(run.tracking_uri, str(run.run_id), certificate.unit.name, tags)
-                _log(child, certificate, record)
+                _log(child, certificate, pictures, record)
                 child.finalize("success")
             lines = {f"check/{each.unit.name}/{key}": value for each in certificates for key, value in _few(each)}
             run.log_at(lines, record.rows if record else 0)
+            for name, content in pictures[TOGETHER].items():
+                run.log_picture(content, name)
         run.finalize("success")
         if parent is not None and len(certificates) == 1:
             learnt = AtomsMLFlowLogger(tracking_uri=run.tracking_uri, run_id=parent, synchronous=True)
@@ -72,11 +84,13 @@ def _run(uri: str | None, parent: str | None, name: str, tags: dict[str, str], e
     return run
 
 
-def _log(run: AtomsMLFlowLogger, certificate: Certificate, record: checkpoint.Record | None) -> None:
+def _log(
+    run: AtomsMLFlowLogger, certificate: Certificate, pictures: Pictures, record: checkpoint.Record | None
+) -> None:
     run.log_at(_metrics(certificate), record.rows if record else 0)
     run.log_text(certificate.to_json(), FILE)
-    for name, figure in draw(certificate).items():
-        run.log_figure(figure, name)
+    for name, content in pictures[certificate.unit.name].items():
+        run.log_picture(content, name)
 
 
 def _metrics(certificate: Certificate) -> dict[str, float]:
@@ -88,7 +102,42 @@ def _few(certificate: Certificate) -> list[tuple[str, float]]:
     return [(key, value) for key, value in certificate.numbers().items() if key.startswith("joint/")]
 
 
-def save_figures(certificate: Certificate, folder: Path) -> None:
-    """Write the figures beside a certificate."""
-    for name, figure in draw(certificate).items():
-        figure.savefig(folder / f"{name}.png", dpi=120)
+def save_figures(certificates: Sequence[Certificate], output: Path) -> Pictures:
+    """Write the figures of each certificate beside it as ``NAME.png``, and the comparison of several above them.
+
+    Figures of an earlier judgement that are not drawn this time are removed: they would be taken for this one's.
+
+    Args:
+        certificates: What was judged together, each saved in the folder of its unit's name.
+        output: The folder of these.
+
+    Returns:
+        What was written.
+
+    Raises:
+        AtomsError: If a folder cannot be written.
+    """
+    pictures = {certificate.unit.name: _png(draw(certificate)) for certificate in certificates}
+    if len(certificates) > 1:
+        pictures[TOGETHER] = _png(compare(certificates))
+    for name, own in pictures.items():
+        folder = output / name.replace("/", "-")
+        try:
+            for stale in (COMPARISONS if name == TOGETHER else FIGURES.keys()) - own.keys():
+                (folder / f"{stale}.png").unlink(missing_ok=True)
+            for figure, content in own.items():
+                (folder / f"{figure}.png").write_bytes(content)
+        except OSError as error:
+            raise AtomsError(
+                f"output is {output}, where figures cannot be written ({error.strerror}): name another folder"
+            ) from error
+    return pictures
+
+
+def _png(figures: dict[str, Figure]) -> dict[str, bytes]:
+    content = {}
+    for name, figure in figures.items():
+        image = io.BytesIO()
+        figure.savefig(image, format="png", dpi=120)
+        content[name] = image.getvalue()
+    return content

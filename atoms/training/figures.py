@@ -5,20 +5,9 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 from torch import Tensor
 
+from atoms.figures import ACCENT, ALERT, QUIET, canvas
 from atoms.geometry import Coherence
 from atoms.metrics import random_cosine_density
-
-INK, ACCENT, QUIET, ALERT = "#1f2430", "#2a6fbb", "#9aa3b2", "#c8553d"
-
-
-def _canvas(title: str, x: str, y: str) -> tuple[Figure, "Axes"]:  # type: ignore[name-defined]  # noqa: F821
-    figure = Figure(figsize=(6.4, 4.0), layout="constrained")
-    axes = figure.add_subplot()
-    axes.set_title(title, loc="left", color=INK, fontsize=11)
-    axes.set_xlabel(x)
-    axes.set_ylabel(y)
-    axes.spines[["top", "right"]].set_visible(False)
-    return figure, axes
 
 
 def pre_activations(edges: NDArray[np.float64], counts: NDArray[np.int64], thresholds: Tensor) -> Figure:
@@ -29,7 +18,7 @@ def pre_activations(edges: NDArray[np.float64], counts: NDArray[np.int64], thres
         counts: Pre-activations per bin, shape ``(bins,)``.
         thresholds: Thresholds of the atoms, shape ``(A,)``.
     """
-    figure, axes = _canvas("Pre-activations on held-out rows, and the thresholds", "pre-activation", "count")
+    figure, axes = canvas("Pre-activations on held-out rows, and the thresholds", "pre-activation", "count")
     seen = np.flatnonzero(counts)
     if len(seen):
         shown = slice(int(seen[0]), int(seen[-1]) + 1)
@@ -51,7 +40,7 @@ def firing_rates(rates: Tensor, target: float) -> Figure:
         target: Rate that the target L0 would give every atom if all fired alike.
     """
     ordered = rates.double().sort(descending=True).values.numpy()
-    figure, axes = _canvas("How often atoms fire", "atoms, most frequent first", "share of held-out rows")
+    figure, axes = canvas("How often atoms fire", "atoms, most frequent first", "share of held-out rows")
     alive = ordered > 0
     axes.plot(np.arange(1, len(ordered) + 1)[alive], ordered[alive], color=ACCENT)
     axes.axhline(target, color=QUIET, linestyle="--", label="target L0 / atoms")
@@ -70,7 +59,7 @@ def coherence(euclid: Coherence, aip: Coherence, width: int) -> Figure:
         aip: Coherence of the same atoms under the atomic inner product.
         width: Dimension H, for the density of random directions.
     """
-    figure, axes = _canvas("|cos| between pairs of atoms", "|cos|", "density")
+    figure, axes = canvas("|cos| between pairs of atoms", "|cos|", "density")
     bins = 400
     for statistics, colour, name in ((euclid, ALERT, "Euclid"), (aip, ACCENT, "atomic inner product")):
         fine = statistics.histogram.numpy()
@@ -105,7 +94,7 @@ def atoms_per_row(histogram: Tensor, target: float) -> Figure:
     counts = histogram.double().numpy()
     mean = float((counts * np.arange(len(counts))).sum() / max(counts.sum(), 1))
     last = int(np.nonzero(counts)[0].max(initial=1))
-    figure, axes = _canvas("Atoms in a row (K)", "K", "share of held-out rows")
+    figure, axes = canvas("Atoms in a row (K)", "K", "share of held-out rows")
     axes.stairs(counts[: last + 1] / max(counts.sum(), 1), np.arange(last + 2) - 0.5, fill=True, color=QUIET)
     axes.axvline(mean, color=ACCENT, label=f"mean {mean:.1f}")
     axes.axvline(target, color=ALERT, linestyle="--", label=f"target {target:g}")

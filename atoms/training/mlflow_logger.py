@@ -167,7 +167,12 @@ class AtomsMLFlowLogger(MLFlowLogger):
         """Store ``figure`` under ``figures/<name>.png`` of the run."""
         image = io.BytesIO()
         figure.savefig(image, format="png")
-        self.put(outbox.file(f"figures/{name}.png", image.getvalue()))
+        self.log_picture(image.getvalue(), name)
+
+    @rank_zero_only
+    def log_picture(self, content: bytes, name: str) -> None:
+        """Store a PNG as ``figures/<name>.png`` of the run."""
+        self.put(outbox.file(f"figures/{name}.png", content))
 
     @rank_zero_only
     def log_text(self, text: str, name: str) -> None:
