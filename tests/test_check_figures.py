@@ -125,7 +125,7 @@ def test_headline_and_its_controls_stand_where_the_numbers_say(judged, figures):
     numbers = judged.numbers()
     points = {line.get_label().split(":")[0]: line.get_xydata()[0] for line in axes.lines if len(line.get_xdata()) == 1}
     assert points["the unit"] == pytest.approx([numbers["rows/f_k"], numbers["rows/f"]])
-    assert points["whitening basis"] == pytest.approx([numbers["rows/f_k"], numbers["joint/f_basis"]])
+    assert points["principal axes"] == pytest.approx([numbers["rows/f_k"], numbers["joint/f_basis"]])
     curve = next(line for line in axes.lines if line.get_label() == "error at most 0.2")
     assert numbers["rows/f"] == pytest.approx(np.interp(numbers["rows/f_k"], *curve.get_xydata().T))
 

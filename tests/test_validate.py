@@ -63,7 +63,12 @@ def test_screen_file_and_run(learnt, database, capsys):
 
     found = Certificate.load("certificates/planted")
     assert " ".join(found.sentence.split()) in " ".join(out.split())
-    assert found.unit.source == {"checkpoint": last, "sha256": checkpoint.digest(last), "member": "tsae"}
+    assert found.unit.source == {
+        "checkpoint": last,
+        "sha256": checkpoint.digest(last),
+        "member": "tsae",
+        "store": found.rows.identity,
+    }
     figures = {path.name for path in Path("certificates/planted").glob("*.png")}
     assert len(figures) >= 8
 
@@ -201,7 +206,14 @@ def test_another_store_is_named(fitted, capsys):
     main(["cache", "--data.planted={width: 16, atoms: 24, active: 2.0, rows: 2000, seed: 7}", "--data.store=other"])
     main(["validate", f"--ckpt_path={fitted.last}", *FAST, "--data.store=other", "--tracking_uri=none"])
     assert "is not the store this checkpoint learnt from" in capsys.readouterr().err
-    assert Certificate.load("certificates/planted").rows.store.endswith("other")
+    found = Certificate.load("certificates/planted")
+    assert found.rows.store.endswith("other")
+    assert found.sentence.endswith("rows held out here may be rows it has seen.")
+
+
+def test_two_of_one_name(fitted, capsys):
+    said = refused([f"--ckpt_path={fitted.last}", "--units={planted: {class_path: atoms.units.PCA}}", *FAST], capsys)
+    assert "units has planted, which is also a member of the checkpoint: give it another name" in said
 
 
 # ------------------------------------------------------------------------------------------ what is required

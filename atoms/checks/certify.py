@@ -91,6 +91,13 @@ def _site(unit: Unit, data: ActivationDataModule, site: str | None) -> str:
 
 
 def _silent_trainer(settings: dict[str, Any]) -> L.Trainer:
+    if torch.backends.mps.is_available() and settings["accelerator"] in ("auto", "gpu", "mps"):
+        # Apple's devices have no float64, in which theorems are checked.
+        settings = {
+            **settings,
+            "accelerator": "cpu",
+            "devices": 1 if settings["devices"] == "auto" else settings["devices"],
+        }
     try:
         return L.Trainer(
             **settings,
@@ -217,13 +224,18 @@ class _Examination(L.LightningModule):
                 train_total=len(train),
                 geometry=train.geometry.digest,
             ),
-            sentence=sentence(sections),
+            sentence=sentence(sections, elsewhere=self._learnt_elsewhere()),
             sections=tuple(sections),
             settings=asdict(self.settings),
             failed={slot.kind.name: slot.failure for slot in self.slots if slot.failure is not None},
             versions={name: importlib.metadata.version(name) for name in ("atoms", "torch", "numpy", "scipy")},
             seconds={slot.kind.name: round(slot.seconds, 3) for slot in self.slots},
         )
+
+    def _learnt_elsewhere(self) -> bool:
+        """Whether the unit says it learnt from another store: its training documents may be held out here."""
+        learnt = self.unit.source.get("store")
+        return learnt is not None and learnt != self.rows["val"].data.store.identity_hash
 
     def _agree(self) -> None:
         """What failed on one rank has failed on all, or they would wait for each other."""

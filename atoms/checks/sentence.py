@@ -7,11 +7,12 @@ from collections.abc import Sequence
 from atoms.checks.claim import Claim, Section, Verdict
 
 
-def sentence(sections: Sequence[Section]) -> str:
+def sentence(sections: Sequence[Section], *, elsewhere: bool = False) -> str:
     """Say what may be claimed of a unit.
 
     Args:
         sections: All sections there are.
+        elsewhere: Whether the unit learnt from another store than it is judged on.
 
     Returns:
         A few plain sentences; empty where the decisive claim could not be judged.
@@ -32,7 +33,10 @@ def sentence(sections: Sequence[Section]) -> str:
         Verdict.GUARANTEED: f"It may be claimed that {what}. Controls stay below ({controls}).",
         Verdict.VACUOUS: f"Nothing may be claimed from it that {what}: a control earns as much ({controls}).",
     }.get(claim.verdict, f"It may not be claimed that rows decompose uniquely into few atoms: only {what}.")
-    return " ".join([said, *_besides({f"{name}.{each.name}": each for name in held for each in held[name].claims})])
+    beside = _besides({f"{name}.{each.name}": each for name in held for each in held[name].claims})
+    if elsewhere:
+        beside.append("The unit learnt from another store, so rows held out here may be rows it has seen.")
+    return " ".join([said, *beside])
 
 
 def _besides(claims: dict[str, Claim]) -> list[str]:

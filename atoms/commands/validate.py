@@ -184,6 +184,8 @@ def _question(built: Any) -> Question:
             label = unit.name if unit.name not in question.learnt else f"{Path(path).parent.parent.name[:6]} {name}"
             unit.name = label
             question.learnt[label] = unit
+    if twice := question.learnt.keys() & units.keys():
+        raise AtomsError(f"units has {min(twice)}, which is also a member of the checkpoint: give it another name")
     return question
 
 

@@ -43,7 +43,12 @@ def units_of(path: str | Path) -> tuple[dict[str, TrainedUnit], checkpoint.Recor
             ) from error
         shown = config.site if name == SINGLE else name
         units[name] = TrainedUnit(sae, name=shown, site=config.site, target_l0=config.target_l0, seed=config.seed)
-        units[name].source = {"checkpoint": str(path), "sha256": digest, "member": name}
+        units[name].source = {
+            "checkpoint": str(path),
+            "sha256": digest,
+            "member": name,
+            "store": record.identity,
+        }
     return units, record
 
 

@@ -62,6 +62,8 @@ class TrainedUnit(Unit):
             seed=about.get("seed"),
         )
         unit.source = {"artefact": str(path), "sha256": description["weights_sha256"]}
+        if "store" in about:
+            unit.source["store"] = str(about["store"])
         return unit
 
     def same_but_for_seed(self, other: TrainedUnit) -> bool:
