@@ -8,8 +8,7 @@ one-sided and by coefficients that are not negative where the unit's are not.
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass
-from functools import partial
+from dataclasses import dataclass, replace
 
 import torch
 import torch.distributed as dist
@@ -35,7 +34,7 @@ class RandomControl:
 
     Attributes:
         f: Share of rows within η by at most K atoms in a code with the certificate that counts. K is the unit's, or
-            `k` where that is more.
+            for coefficients of either sign `k` where that is more.
         k: Fewest of `steps` at which it has the unit's R² on these rows; None where it never has.
         r2: Its R² there, or the best.
         rows: Rows it was judged on.
@@ -92,12 +91,20 @@ def random_controls(subject: Subject, rows: RowCertificates) -> dict[str, Random
     like_rows = torch.randn(shape, generator=generator, dtype=torch.float64) @ root
 
     to_white, to_raw = (matrix.to(device) for matrix in (geometry.map(unitless=True), geometry.unmap(unitless=True)))
-    found = partial(_control, subject, rows, sample[""], exact, top, target)
     eye = torch.eye(subject.width, dtype=torch.float64, device=device)
-    return {
-        ISOTROPIC: found(ISOTROPIC, centred @ to_white, unit_rows(isotropic), to_raw, eye),
-        LIKE_ROWS: found(LIKE_ROWS, centred, unit_rows(like_rows.to(device)), eye, to_white),
+    spaces = {
+        ISOTROPIC: (centred @ to_white, unit_rows(isotropic), to_raw, eye),
+        LIKE_ROWS: (centred, unit_rows(like_rows.to(device)), eye, to_white),
     }
+    found = {}
+    for name, space in spaces.items():
+        # Coefficients of either sign rebuild more, those without negative ones are certified more often: the better.
+        tried = [
+            _control(subject, rows, sample[""], exact, top, target, name, *space, nonnegative=nonnegative)
+            for nonnegative in ((False, True) if rows.one_sided else (False,))
+        ]
+        found[name] = replace(tried[0], f=max(control.f for control in tried))
+    return found
 
 
 def _control(
@@ -112,34 +119,39 @@ def _control(
     directions: Tensor,
     to_raw: Tensor,
     to_white: Tensor,
+    *,
+    nonnegative: bool,
 ) -> RandomControl:
-    """Pursue rows in the coordinates of one metric; `to_raw` and `to_white` lead on from there."""
+    """Pursue rows in the coordinates of one metric; `to_raw` and `to_white` lead on from there.
+
+    With more atoms than the unit's K only isotropic directions are tried, and coefficients of either sign.
+    """
     settings = subject.settings
     energy = (coordinates @ to_raw).square().sum(1)
     spread = (exact.double() - exact.double().mean(0)).square().sum() / subject.geometry.unit**2
-    k, least = min(_FIRST, top), min(rows.max_k, top)
-    k = max(k, least)
+    least = min(rows.max_k, top)
+    k = least if nonnegative or name == LIKE_ROWS else max(min(_FIRST, top), least)
     while True:
-        supports = _pursued(subject, index, name, coordinates, directions, k, rows.one_sided)
+        supports = _pursued(subject, index, name, coordinates, directions, k, nonnegative)
         steps = _steps(k, least)
         curve, needed = [], torch.full((len(exact),), top + 1, device=exact.device)
         codes = torch.zeros(len(exact), k, dtype=torch.float64, device=exact.device)
         for step in reversed(steps):
-            coefficients, left = _solve(subject, coordinates, directions, supports[:, :step], to_raw, rows.one_sided)
+            coefficients, left = _solve(subject, coordinates, directions, supports[:, :step], to_raw, nonnegative)
             curve.append(float(1 - left.sum() / spread))
             near = left <= settings.eta * energy
             needed[near] = step
             codes[near] = torch.nn.functional.pad(coefficients[near], (0, k - step))
         curve.reverse()
         reached = [step for step, r2 in zip(steps, curve, strict=True) if r2 >= target]
-        if reached or k == top or name == LIKE_ROWS:
+        if reached or k == top or nonnegative or name == LIKE_ROWS:
             break
         k = min(2 * k, top)
-    limit = max(reached[0] if reached else 0, least)
+    limit = least if nonnegative else max(reached[0] if reached else 0, least)
     margins = recovery_margins(
         unit_rows(directions @ to_white), supports.clamp_min(0), codes, memory_mib=settings.memory_mib // 4
     )
-    margin = margins.one_sided if rows.one_sided else margins.fuchs
+    margin = margins.one_sided if nonnegative else margins.fuchs
     earned = (needed <= limit) & (margin < CERTIFIED) & codes.any(1)
     r2 = curve[steps.index(reached[0])] if reached else max(curve)
     return RandomControl(
