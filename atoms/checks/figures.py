@@ -297,6 +297,9 @@ def _uniqueness(source: _Source) -> Figure:
     """Where coherence of a share of the atoms stops meeting the condition."""
     figure, axes = canvas("q*: how much of the dictionary meets µ < 1/(2K - 1)", "q", "µ of the q-quantile")
     q, limit = (source.column("uniqueness", "q_pairs", name) for name in ("q", "limit"))
+    limit = np.where(limit > 0, limit, np.nan)  # rows without an atom ask for nothing
+    if not np.isfinite(limit).any():
+        raise _NothingToShow
     axes.plot(q, limit, color=ALERT, label="1/(2K - 1) at the q-quantile of K", zorder=3)
     for reading, label, colour in (("pairs", "pairs", ACCENT), ("atoms", "atoms", INK), ("max", "maximum", QUIET)):
         at = source.column("uniqueness", f"q_{reading}", "q")
@@ -310,8 +313,7 @@ def _uniqueness(source: _Source) -> Figure:
     axes.set_yscale("log")
     axes.set_xlim(0, 1.01)
     # pairs of the smallest |cos| would take all of the height; what lies below the lowest limit by far decides nothing
-    if limit.min() > 0:
-        axes.set_ylim(max(axes.get_ylim()[0], limit.min() / 30), None)
+    axes.set_ylim(max(axes.get_ylim()[0], np.nanmin(limit) / 30), None)
     _below(axes)
     return figure
 
