@@ -251,6 +251,7 @@ def _isometry(source: _Source) -> Figure:
     """Condition numbers of the supports that were looked at."""
     figure, axes = canvas("Condition numbers of supports", "atoms in the support", "κ of their Gram matrix")
     shown = singular = 0
+    worst = 1.0
     bounds: dict[float, float | str] = {}
     for name, label, colour in (
         ("random", "random atoms", QUIET),
@@ -265,6 +266,7 @@ def _isometry(source: _Source) -> Figure:
         singular += int((~independent).sum())
         shown += len(k)
         kappa = highest[independent] / lowest[independent]
+        worst = max(worst, kappa.max(initial=1))
         axes.plot(k[independent], kappa, ".", color=colour, markersize=3, alpha=0.5)
         axes.plot([], [], "o", color=colour, label=label)
         bounds |= dict.fromkeys(k.tolist(), math.nan)
@@ -276,9 +278,10 @@ def _isometry(source: _Source) -> Figure:
         axes.plot(*zip(*known, strict=True), "_", color=INK, markersize=14, label="bound from coherence")
     else:
         axes.plot([], [], " ", label="coherence bounds none of them")
+    # from 1 to 2 at least: orthogonal atoms differ from 1 by rounding, which is no finding
+    axes.set_ylim(0.9, 1.3 * max([2.0, worst, *(bound for _, bound in known)]))
     axes.set_yscale("log")
     axes.set_xlim(min(bounds) - 1, max(bounds) + 1)
-    axes.set_ylim(0.9, max(axes.get_ylim()[1], 2.0))  # orthogonal atoms differ from 1 by rounding, which is no finding
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     if singular:
         _aside(axes, f"{singular:,} dependent")
@@ -290,6 +293,9 @@ def _uniqueness(source: _Source) -> Figure:
     """Where coherence of a share of the atoms stops meeting the condition."""
     figure, axes = canvas("q*: how much of the dictionary meets µ < 1/(2K - 1)", "q", "µ of the q-quantile")
     q, limit = (source.column("uniqueness", "q_pairs", name) for name in ("q", "limit"))
+    limit = np.where(limit > 0, limit, np.nan)  # rows without an atom ask for nothing
+    if not np.isfinite(limit).any():
+        raise _NothingToShow
     axes.plot(q, limit, color=ALERT, label="1/(2K - 1) at the q-quantile of K", zorder=3)
     for reading, label, colour in (("pairs", "pairs", ACCENT), ("atoms", "atoms", INK), ("max", "maximum", QUIET)):
         at = source.column("uniqueness", f"q_{reading}", "q")
@@ -303,7 +309,7 @@ def _uniqueness(source: _Source) -> Figure:
     axes.set_yscale("log")
     axes.set_xlim(0, 1.01)
     # pairs of the smallest |cos| would take all of the height; what lies below the lowest limit by far decides nothing
-    axes.set_ylim(max(axes.get_ylim()[0], limit.min() / 30), None)
+    axes.set_ylim(max(axes.get_ylim()[0], np.nanmin(limit) / 30), None)
     _below(axes)
     return figure
 
