@@ -11,7 +11,6 @@ from rich import box
 from rich.console import Console, Group, RenderableType
 from rich.markup import escape
 from rich.table import Table
-from rich.text import Text
 
 from atoms.checks.certificate import Certificate
 from atoms.checks.claim import Claim, Verdict
@@ -125,9 +124,9 @@ def _verdicts(certificates: Sequence[Certificate], plain: bool) -> Iterator[Rend
     table.add_column("claim", no_wrap=True)
     if len(certificates) == 1:
         table.add_column("verdict", no_wrap=True)
-        table.add_column("because", overflow="fold")
+        table.add_column("because", no_wrap=not plain, overflow="fold" if plain else "ellipsis")
         for name in names:
-            table.add_row(name, _coloured(claims[0][name].verdict), _reason(claims[0][name].why, plain))
+            table.add_row(name, _coloured(claims[0][name].verdict), escape(claims[0][name].why))
     else:
         for certificate in certificates:
             table.add_column(escape(certificate.unit.name))
@@ -149,11 +148,6 @@ def _merged(claims: Mapping[str, Claim]) -> dict[str, Claim]:
         else:
             merged |= {name: claims[name] for name in names}
     return merged
-
-
-def _reason(why: str, plain: bool) -> Text:
-    """One line, cut where the screen ends, or all of it; in a column that may wrap, or names and verdicts would go."""
-    return Text(why) if plain else Text(why, no_wrap=True, overflow="ellipsis")
 
 
 def _coloured(verdict: Verdict) -> str:
