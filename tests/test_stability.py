@@ -11,7 +11,8 @@ from scipy import integrate, special
 from atoms.activations.datamodule import ActivationDataModule
 from atoms.activations.site_rows import SiteRows
 from atoms.checks.claim import Verdict
-from atoms.checks.stability import Stability, _Seen, on_a_row, shuffled_directions, weighted_quantile
+from atoms.checks.seen import Seen, on_a_row
+from atoms.checks.stability import Stability, shuffled_directions, weighted_quantile
 from atoms.errors import AtomsError
 from atoms.geometry import AtomicInnerProduct, Moments
 from atoms.geometry.inner_product import unit_rows
@@ -251,7 +252,7 @@ def test_shuffled_directions_keep_what_turns_to_each_axis():
 
 def test_counts_of_ranks_add_up():
     """One rank saw three rows, another two and some training rows, a third none."""
-    ranks = [_Seen(3) for _ in range(3)]
+    ranks = [Seen(3) for _ in range(3)]
     ranks[0].update(3, torch.tensor([0, 2, 2]))
     ranks[1].update(2, torch.tensor([1, 2]))
     ranks[1].look(100, torch.tensor([True, False, False]))

@@ -9,10 +9,10 @@ from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
-from torchmetrics import Metric
 
 from atoms.checks.check import Check, Encoded, Subject
 from atoms.checks.claim import Claim, Section, Verdict
+from atoms.checks.seen import Seen, on_a_row
 from atoms.errors import AtomsError
 from atoms.geometry import AtomicInnerProduct, Matching, match
 from atoms.geometry.inner_product import unit_rows
@@ -25,9 +25,6 @@ CLOSE = 0.9
 QUANTILES = (0.1, 0.5, 0.9)
 # Two trainings agree to six digits on no atom; two copies of one do on all.
 _SAME = 1 - 1e-6
-# A unit whose atoms left the training rows they began as does not come this close to them again, but for atoms of rows
-# that are all alike (the first token's), of which there are few.
-_ON_A_ROW = 0.999
 _FROM_DATA = 0.05
 # Partners of the same number are a Poisson variable of mean 1 where numbers mean nothing: 10 come once in 9 million.
 _SAME_PLACE = 10
@@ -132,7 +129,7 @@ class Stability(Check):
             subject.directions,
             *(unit_rows(whiten(other.atoms.to(subject.device).double())) for other in self.others),
         ]
-        self._seen = [_Seen(len(unit.atoms)).to(subject.device) for unit in self._units]
+        self._seen = [Seen(len(unit.atoms)).to(subject.device) for unit in self._units]
         self._mean = whiten(subject.train.moments.mean.to(subject.device)).float()
 
     def update(self, batch: Encoded) -> None:
@@ -330,96 +327,6 @@ class Stability(Check):
             if unit.reads != self.subject.unit.site
         ]
         return remarks
-
-
-class _Seen(Metric):
-    """What the rows say of one unit's atoms.
-
-    Args:
-        atoms: A.
-    """
-
-    full_state_update = False
-    rows: Tensor
-    firing: Tensor
-    looked_at: Tensor
-    on_rows: Tensor
-
-    def __init__(self, atoms: int) -> None:
-        super().__init__()
-        for name, shape in (("rows", ()), ("firing", (atoms,)), ("looked_at", ()), ("on_rows", (atoms,))):
-            self.add_state(name, torch.zeros(shape, dtype=torch.int64), dist_reduce_fx="sum")
-
-    def update(self, rows: int, fired: Tensor) -> None:
-        """Count so many held-out rows and the atoms, (entries,), that fire on them."""
-        self.rows = self.rows + rows
-        self.firing = self.firing + torch.bincount(fired.long(), minlength=len(self.firing))
-
-    def look(self, rows: int, hit: Tensor) -> None:
-        """Count so many training rows, and the atoms (A,) bool that lie on one of them."""
-        self.looked_at = self.looked_at + rows
-        self.on_rows = self.on_rows + hit
-
-    def compute(self) -> Counts:
-        """The counts of all rows."""
-        return self._counts()
-
-    def pooled(self) -> Counts:
-        """The counts over all ranks, also where this one had no rows; every rank must call it."""
-        with self.sync_context():
-            return self._counts()
-
-    def _counts(self) -> Counts:
-        return Counts(int(self.rows), self.firing.clone(), int(self.looked_at), self.on_rows.clone())
-
-
-@dataclass(frozen=True, eq=False)
-class Counts:
-    """Counts of one unit.
-
-    Attributes:
-        rows: Held-out rows.
-        firing: Those each atom fires on, (A,) int64.
-        looked_at: Training rows.
-        on_rows: Batches of those in which an atom lies on one, (A,) int64.
-    """
-
-    rows: int
-    firing: Tensor
-    looked_at: int
-    on_rows: Tensor
-
-    def from_rows(self, living: Tensor, training_rows: int) -> float:
-        """Estimate the share of the living atoms that are training rows.
-
-        A share of the training rows was looked at, so that as large a share of these atoms was met. NaN where a
-        dictionary of nothing but rows would have met fewer than three.
-        """
-        looked_at = self.looked_at / training_rows
-        if looked_at * len(living) < 3:
-            return float("nan")
-        return min(1.0, (self.on_rows[living] > 0).double().mean().item() / looked_at)
-
-
-@torch.no_grad()
-def on_a_row(directions: Tensor, rows: Tensor, centres: Sequence[Tensor]) -> Tensor:
-    """Which directions are those of a row, once a centre is taken from it.
-
-    Args:
-        directions: Unit vectors (A, H).
-        rows: (B, H), in the same coordinates.
-        centres: What to take from the rows, each (H,); one that fits is enough.
-
-    Returns:
-        (A,) bool.
-    """
-    hit = torch.zeros(len(directions), dtype=torch.bool, device=rows.device)
-    products = rows @ directions.T
-    for centre in centres:
-        cosines = (products - directions @ centre).abs_()
-        cosines /= (rows - centre).norm(dim=1, keepdim=True).clamp_min(torch.finfo(rows.dtype).tiny)
-        hit |= cosines.amax(0) >= _ON_A_ROW
-    return hit
 
 
 def random_directions(count: int, like: Tensor, generator: torch.Generator) -> Tensor:
