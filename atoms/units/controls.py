@@ -78,12 +78,12 @@ class DataUnits(CodedUnit):
         atoms: Number of rows to keep, spread evenly over the training rows, or all if there are fewer; four times the
             width if left out.
         encoder: ``omp`` or ``topk``, see `CodedUnit`.
-        k: Most atoms per row.
+        k: Most atoms per row; null for an eighth of the width, at most 32.
     """
 
     initialised_from_data = True
 
-    def __init__(self, atoms: int | None = None, encoder: Encoder = "omp", k: int = 1) -> None:
+    def __init__(self, atoms: int | None = None, encoder: Encoder = "omp", k: int | None = 1) -> None:
         super().__init__("data", atoms=atoms, encoder=encoder, k=k)
 
     def learn(self, rows: SiteRows) -> tuple[Tensor, Tensor]:
