@@ -211,6 +211,14 @@ def test_another_store_is_named(fitted, capsys):
     assert found.sentence.endswith("rows held out here may be rows it has seen.")
 
 
+def test_one_that_cannot_be_judged_costs_the_others_nothing(fitted, capsys):
+    units = "--units={axes: {class_path: atoms.units.PCA}, far: {class_path: atoms.units.PCA, init_args: {atoms: 99}}}"
+    said = refused([f"--ckpt_path={fitted.last}", units, *FAST, "--tracking_uri=none"], capsys)
+    assert said.startswith("atoms: error: not judged: far: ")
+    assert {path.parent.name for path in Path("certificates").glob("*/certificate.json")} == {"planted", "axes"}
+    assert Path("certificates/frontier.png").exists()
+
+
 def test_two_of_one_name(fitted, capsys):
     said = refused([f"--ckpt_path={fitted.last}", "--units={planted: {class_path: atoms.units.PCA}}", *FAST], capsys)
     assert "units has planted, which is also a member of the checkpoint: give it another name" in said

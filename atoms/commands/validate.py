@@ -200,7 +200,7 @@ def judge(question: Question) -> list[Certificate]:
         question: What is asked.
 
     Raises:
-        AtomsError: If rows or units cannot be used.
+        AtomsError: If rows or units cannot be used; of several units, after all others are judged.
     """
     data = _data(question)
     units: dict[str, Unit] = {**question.learnt, **question.units}
@@ -212,27 +212,35 @@ def judge(question: Question) -> list[Certificate]:
     use_fast_float32()
     jobs: list[Job] = [(unit, data, _checks(question, unit)) for unit in units.values()]
     jobs += _noise_jobs(question, data)
-    certificates = []
+    certificates, left_out = [], []
     for unit, rows, checks in jobs:
         rivals = [other for other in others if other.site == unit.site] + _siblings(unit, question.learnt)
-        found = certify(
-            unit,
-            rows,
-            site=None if unit.site else site,
-            settings=checks,
-            others=rivals,
-            trainer=question.trainer,
-        )
+        try:
+            found = certify(
+                unit,
+                rows,
+                site=None if unit.site else site,
+                settings=checks,
+                others=rivals,
+                trainer=question.trainer,
+            )
+        except AtomsError as error:  # one that cannot be judged must not cost what the others took minutes for
+            if len(jobs) == 1:
+                raise
+            left_out.append(f"{unit.name}: {error}")
+            continue
         certificates.append(found)
         if is_first_rank():
             found.save(Path(question.output) / unit.name.replace("/", "-"))
-    if is_first_rank():
+    if is_first_rank() and certificates:
         pictures = save_figures(certificates, Path(question.output))
         show(certificates, plain=question.plain)
         print(f"certificate {question.output}/")
         log_certificates(
             certificates, pictures, question.record, question.ckpt_path, question.tracking_uri, question.experiment
         )
+    if left_out:
+        raise AtomsError(f"not judged: {'; '.join(left_out)}")
     return certificates
 
 
@@ -244,11 +252,9 @@ def _checks(question: Question, unit: Unit) -> CheckSettings:
     return replace(question.checks, max_k=None if target is None else round(2 * target))
 
 
-def _noise_jobs(
-    question: Question, data: ActivationDataModule
-) -> list[tuple[Unit, ActivationDataModule, CheckSettings]]:
+def _noise_jobs(question: Question, data: ActivationDataModule) -> list[Job]:
     """The checkpoints' twins that learnt from noise, on real rows and on noise."""
-    jobs: list[tuple[Unit, ActivationDataModule, CheckSettings]] = []
+    jobs: list[Job] = []
     if not question.noise:
         return jobs
     if not question.ckpt_path:
