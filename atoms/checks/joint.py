@@ -70,7 +70,7 @@ class JointClaim(Check):
     splits = frozenset()
 
     def compute(self) -> JointFindings:
-        """Rebuild held-out rows from the whitening basis."""
+        """Rebuild held-out rows from principal axes."""
         subject = self.subject
         rows = subject.held_out.sample(BASIS_ROWS, limit=subject.settings.rows)[subject.held_out.site].double()
         axes = subject.geometry.eigenvectors, torch.linalg.eigh(subject.train.moments.covariance.cpu())[1]
