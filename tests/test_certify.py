@@ -94,6 +94,19 @@ def same(found, expected, where="") -> None:
         assert found == expected, where
 
 
+def test_dead_on_all_training_rows_beyond_those_looked_at(planted_store):
+    """An atom that fires on the last training row alone is dead where few are looked at, and alive where all are."""
+    store = ActivationDataModule(store=str(planted_store)).store
+    last = store.read_rows("train", "planted", 4799, 4800)
+    unit = Given(
+        torch.eye(16)[:3], lambda rows: torch.stack([(rows == last).all(1), *[rows.new_zeros(len(rows))] * 2], 1)
+    )
+    found = certify(unit, planted_store, settings=replace(QUICK, skip=sorted(NAMES - {"sparsity"})), trainer=CPU)
+    numbers = found.numbers()
+    assert numbers["sparsity/dead_train"] == 1
+    assert numbers["sparsity/dead_in_training"] == pytest.approx(2 / 3)
+
+
 # ------------------------------------------------------------------------------------------ what must not be guaranteed
 
 ALONE = CheckSettings(

@@ -188,18 +188,23 @@ class Representability(Check):
     ) -> dict[str, float]:
         """R² on the sample, as the unit gave its codes and with coefficients solved for."""
         kinds = {"sample": "error", "refit": "ls", "nnls": "nnls"}
-        names = [f"r2{space}_{kind}" for space in ("", "_aip") for kind in kinds]
+        what = ("", "_uncentred", "_row_median")
         if not solved or not len(solved["index"]):
+            names = [f"r2{space}{of}_{kind}" for space in ("", "_aip") for of in what for kind in kinds]
             return dict.fromkeys(names, float("nan"))
         place = torch.searchsorted(index, solved["index"])
-        sums = {name: column[place].sum() for name, column in table.items()}
+        rows = {name: column[place] for name, column in table.items()} | dict(solved)
+        sums = {name: column.sum() for name, column in rows.items()}
         sums |= {"rows": torch.tensor(float(len(place)), dtype=torch.float64)}
-        sums |= {name: column.sum() for name, column in solved.items()}
-        return {
-            f"r2{space}_{kind}": _centred(sums, error, space, offsets[space]).item()
-            for space in ("", "_aip")
-            for kind, error in kinds.items()
-        }
+        scores: dict[str, float] = {}
+        for space in ("", "_aip"):
+            for kind, error in kinds.items():
+                scores |= {
+                    f"r2{space}_{kind}": _centred(sums, error, space, offsets[space]).item(),
+                    f"r2{space}_uncentred_{kind}": _ratio(sums[f"{error}{space}"], sums[f"total{space}"]),
+                    f"r2{space}_row_median_{kind}": _median(1 - rows[f"{error}{space}"] / rows[f"spread{space}"]),
+                }
+        return scores
 
     def report(self, found: Mapping[str, Any]) -> Section:  # noqa: D102
         own: Representation = found[self.name]

@@ -8,6 +8,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 import torch
+import torch.distributed as dist
 from torch import Tensor
 
 from atoms.activations.site_rows import SiteRows
@@ -17,6 +18,7 @@ from atoms.checks.claim import Claim, Section, Verdict
 from atoms.checks.row_table import RowTable
 from atoms.metrics import SparsityCounts, SparsityProfile
 from atoms.metrics.sparsity import row_fingerprints
+from atoms.progress import Meter
 
 _QUANTILES = {"k_q05": 0.05, "k_q25": 0.25, "k_median": 0.5, "k_q75": 0.75, "k_q95": 0.95, "k_q99": 0.99}
 _SHARES = (0.5, 0.9, 0.99)
@@ -63,11 +65,13 @@ class Sparseness:
         held_out: On held-out rows.
         train: On the training rows looked at, of which there may be none.
         max_k: Most atoms a row may have in the claim.
+        never: Atoms that fire on none of all training rows, those beyond the ones looked at included, (A,) bool.
     """
 
     held_out: Usage
     train: Usage
     max_k: int | None
+    never: Tensor
 
 
 class Sparsity(Check):
@@ -92,7 +96,30 @@ class Sparsity(Check):
         max_k = self.subject.max_k
         if max_k is None and held_out.rows:
             max_k = 2 * int(held_out.l0.median())
-        return Sparseness(held_out, train, max_k)
+        return Sparseness(held_out, train, max_k, self._never(train.dead))
+
+    def _never(self, dead: Tensor) -> Tensor:
+        """Of atoms that are dead on the training rows looked at, those that are dead on all others too."""
+        subject, rows = self.subject, self.subject.train
+        seen = subject.settings.counts(len(subject.held_out), len(rows))["train"]
+        if not dead.any() or seen >= len(rows):
+            return dead
+        last, reads = int(rows.places[seen - 1]), subject.unit.reads or rows.site
+        together = dist.is_available() and dist.is_initialized()
+        place = {"rank": dist.get_rank(), "world_size": dist.get_world_size()} if together else {}
+        never = dead.clone()
+        with Meter("dead atoms", len(rows) - seen, "rows", not place.get("rank")) as meter:
+            for batch in rows.stream(subject.settings.batch_rows, [reads], **place):
+                new = int((batch.row_index > last).sum())
+                if new and never.any():
+                    fired = subject.unit.encode(batch.rows[reads].float().to(subject.device)).indices
+                    never[fired.long().cpu()] = False
+                meter.advance(new * place.get("world_size", 1))
+        ranks = [never]
+        if together:
+            ranks = [never] * dist.get_world_size()
+            dist.all_gather_object(ranks, never)
+        return torch.stack(ranks).all(0)
 
     def _usage(self, rows: SiteRows, split: str) -> Usage:
         counts: SparsityCounts = self.profiles[split].pooled()
@@ -121,6 +148,7 @@ class Sparsity(Check):
         known = torch.isin(held_out.fingerprints, train.fingerprints)
         numbers |= {
             "dead_on_both": _share(both),
+            "dead_in_training": _share(own.never),
             "seen_in_training": known.double().mean().item() if held_out.rows else float("nan"),
             "max_k": float("nan") if own.max_k is None else float(own.max_k),
         }
@@ -233,7 +261,10 @@ class Sparsity(Check):
                 "scores on them show memory."
             )
         if train.rows:
-            notes.append(f"Dead and singleton atoms of training are those of {train.rows:,} training rows.")
+            notes.append(
+                f"Singleton atoms of training are those of {train.rows:,} training rows; {int(own.never.sum()):,} "
+                f"atoms fire on none of all {len(self.subject.train):,}."
+            )
         return notes
 
 

@@ -23,7 +23,7 @@ from atoms.training import checkpoint
 from atoms.training.certificate_log import log_certificates, save_figures
 from atoms.training.parallel import NAME as SHARDED
 from atoms.training.trained_units import noise_twins, units_of
-from atoms.units import TrainedUnit, Unit
+from atoms.units import PermutedUnits, TrainedUnit, Unit
 
 UNMET = 3
 """Status the command exits with where a requirement is not met."""
@@ -184,6 +184,10 @@ def _question(built: Any) -> Question:
             label = unit.name if unit.name not in question.learnt else f"{Path(path).parent.parent.name[:6]} {name}"
             unit.name = label
             question.learnt[label] = unit
+    for name, unit in units.items():
+        if isinstance(unit, PermutedUnits) and unit.unit is None and question.learnt:
+            unit.permute(next(iter(question.learnt.values())))
+            unit.name = name
     if twice := question.learnt.keys() & units.keys():
         raise AtomsError(f"units has {min(twice)}, which is also a member of the checkpoint: give it another name")
     return question

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from atoms.activations.site_rows import SiteRows
+from atoms.errors import AtomsError
 from atoms.geometry.inner_product import unit_rows
 from atoms.units.coded import CodedUnit, Encoder
 from atoms.units.trained import TrainedUnit
@@ -45,21 +46,30 @@ class PermutedUnits(CodedUnit):
     shuffled give the same directions; along the model's own coordinates they would not.
 
     Args:
-        unit: The unit, or the folder of a saved dictionary.
+        unit: The unit, or the folder of a saved dictionary; beside a checkpoint, its first member if left out.
         encoder: ``omp`` or ``topk``, see `CodedUnit`.
         k: Most atoms per row; the unit's target L0 if left out, see `CodedUnit` where it has none.
         seed: Seed of the shuffle.
     """
 
-    def __init__(self, unit: str | Unit, encoder: Encoder = "omp", k: int | None = None, seed: int = 0) -> None:
-        self.unit = unit if isinstance(unit, Unit) else TrainedUnit.load(unit)
-        if k is None and self.unit.target_l0 is not None:
-            k = max(1, round(self.unit.target_l0))
-        super().__init__(f"{self.unit.name} permuted", atoms=None, encoder=encoder, k=k, seed=seed)
-        self.site = self.unit.site
+    def __init__(
+        self, unit: str | Unit | None = None, encoder: Encoder = "omp", k: int | None = None, seed: int = 0
+    ) -> None:
+        super().__init__("permuted", atoms=None, encoder=encoder, k=k, seed=seed)
+        self.unit: Unit | None = None
+        if unit is not None:
+            self.permute(unit if isinstance(unit, Unit) else TrainedUnit.load(unit))
+
+    def permute(self, unit: Unit) -> None:
+        """Take the unit whose atoms are to be shuffled."""
+        self.unit, self.site, self.name = unit, unit.site, f"{unit.name} permuted"
+        if self.k is None and unit.target_l0 is not None:
+            self.k = max(1, round(unit.target_l0))
 
     def learn(self, rows: SiteRows) -> tuple[Tensor, Tensor]:
         """Shuffle."""
+        if self.unit is None:
+            raise AtomsError("unit permuted: there is nothing to shuffle: give unit, or a checkpoint beside it")
         self.unit.fit(rows)
         axes = rows.geometry.eigenvectors
         coordinates = unit_rows(rows.geometry.whiten(self.unit.atoms.cpu().double())) @ axes
