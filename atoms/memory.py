@@ -1,11 +1,13 @@
-"""Memory of this process: how much it took, and keeping what was freed."""
+"""Memory of this process and machine: how much it took, keeping what was freed, refusing what cannot fit."""
 
 import ctypes
+import os
 import resource
 import sys
 
 import torch
 
+from atoms.errors import AtomsError
 from atoms.progress import size
 
 _M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_MAX = -1, -2, -4  # malloc.h of glibc
@@ -41,3 +43,19 @@ def peak_memory(device: torch.device) -> str:
         return f"{size(torch.cuda.max_memory_allocated(device))} of GPU memory at most"
     unit = 1 if sys.platform == "darwin" else 1024  # macOS counts bytes, Linux KiB
     return f"{size(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit)} of memory at most"
+
+
+def require_memory(n_bytes: float, what: str, fix: str) -> None:
+    """Refuse what cannot fit the machine before anything is allocated.
+
+    Args:
+        n_bytes: What it takes.
+        what: What takes it, for the message.
+        fix: What to do about it.
+
+    Raises:
+        AtomsError: If it takes more than the machine has.
+    """
+    there = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    if n_bytes > there:
+        raise AtomsError(f"{what} takes {size(n_bytes)} and this machine has {size(there)} of memory: {fix}")
