@@ -17,6 +17,7 @@ atoms: find the atoms of language models, and prove or refute that they deserve 
   atoms validate --ckpt_path FILE  judge a checkpoint on held-out documents
   atoms test     --config FILE --ckpt_path FILE    the same scores on the test split
   atoms predict  --config FILE --ckpt_path FILE    sparse codes of every row, written to a Zarr group
+  atoms information --config FILE  what atoms, columns or components tell, and whether they determine it
   atoms store    info|ls|verify PATH               what a store holds, where stores are, whether one is whole
   atoms sites    --model NAME      the places of a model that can be harvested, with their widths
 
@@ -83,6 +84,10 @@ def main(args: Sequence[str] | None = None) -> None:
                 from atoms.commands.validate import run
 
                 run(words[1:])
+            elif words[0] == "information":
+                from atoms.commands.information import run as run_information
+
+                run_information(words[1:])
             elif words[0] == "store":
                 from atoms.commands.store import run as run_store
 

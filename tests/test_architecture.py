@@ -13,10 +13,11 @@ MAY_IMPORT = {
     "sae": {"geometry"},
     "metrics": {"geometry", "sae"},
     "activations": {"geometry"},
+    "information": set(),
     "units": {"geometry", "sae", "activations"},
-    "checks": {"geometry", "sae", "metrics", "units", "activations"},
+    "checks": {"geometry", "sae", "metrics", "units", "activations", "information"},
     "training": {"geometry", "sae", "metrics", "units", "checks", "activations"},
-    "commands": {"training", "checks", "units", "activations", "sae"},
+    "commands": {"training", "checks", "units", "activations", "sae", "information"},
 }
 FRAMEWORKS = {"lightning", "torchmetrics", "mlflow", "transformers", "zarr", "pytorch_lightning"}
 
@@ -41,7 +42,7 @@ def test_rooms_import_only_what_lies_before_them(room):
         assert rooms <= MAY_IMPORT[room] | {room}, file
 
 
-@pytest.mark.parametrize("room", ["geometry", "sae", "units"])
+@pytest.mark.parametrize("room", ["geometry", "sae", "units", "information"])
 def test_mathematics_imports_no_framework(room):
     for file in (ROOT / room).rglob("*.py"):
         assert not {name.split(".")[0] for name in imports(file)} & FRAMEWORKS, file

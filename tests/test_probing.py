@@ -16,7 +16,7 @@ from atoms.activations.grid import Grid
 from atoms.activations.store import StoreSpec, StoreWriter
 from atoms.activations.writer import moments_name
 from atoms.checks.claim import Section
-from atoms.checks.probing import Task, Use, _codes, _most_frequent, _projections, _raw, _scored
+from atoms.checks.probing import Task, Use, _codes, _projections, _raw, _scored
 from atoms.checks.row_sample import Sampled
 from atoms.errors import AtomsError
 from atoms.geometry import Moments
@@ -264,7 +264,3 @@ def test_scores_by_hand():
     assert found.majority == 0.75
     assert found.f1 == pytest.approx(2 * 2 / (2 + 3))
     assert found.auroc == pytest.approx(2 / 3 + 1 / 3 / 2)
-
-
-def test_most_frequent_labels():
-    assert _most_frequent(np.array([3, 1, 1, -1, -1, -1, 2, 2, 5]), 3).tolist() == [1, 2, 3]

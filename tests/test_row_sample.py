@@ -6,7 +6,7 @@ from forked import in_a_group
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from atoms.checks.row_sample import RowSample, lots
+from atoms.checks.row_sample import RowSample, lots, most_frequent
 from atoms.sae import SparseCodes
 
 
@@ -92,3 +92,7 @@ def test_two_ranks_keep_the_rows_of_one(tmp_path):
     codes = [[i + 1.0 if i % 4 == a else 0.0 for a in range(5)] for i in kept]
     whole = [kept.tolist(), [[float(i)] for i in kept], codes]
     assert in_a_group(gathered, tmp_path) == [[whole, whole, None]] * 2
+
+
+def testmost_frequent_labels():
+    assert most_frequent(np.array([3, 1, 1, -1, -1, -1, 2, 2, 5]), 3).tolist() == [1, 2, 3]

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from atoms.checks.certificate import Certificate
 from atoms.checks.stability import SHARED
 from atoms.figures import ACCENT, ALERT, INK, QUIET, canvas, panels, tint
+from atoms.information.signs import least_rajski
 from atoms.metrics import random_cosine_density
 
 FIVE_WAYS = {
@@ -24,6 +25,12 @@ FIVE_WAYS = {
     "random": ("the AIP's eigenvalues, random directions", QUIET, "-"),
 }
 """The ways of measuring angles that are drawn, how they are called and how drawn; the certificate has more."""
+_CLOUDS = {
+    "random": ("random directions", QUIET),
+    "shuffled": ("atoms, shuffled labels", ALERT),
+    "codes": ("atoms", ACCENT),
+}
+"""Whose distances to a label are drawn, one over the other."""
 _BARS = 60
 _FLOOR = 1e-4  # of densities
 _SINGULAR = 1e-12
@@ -458,6 +465,46 @@ def _use(source: _Source) -> Figure:
     return figure
 
 
+def _information(source: _Source) -> Figure:
+    """How near each atom comes to a label, by how often it fires; and what all codes tell of it."""
+    columns = source.table("information", "decoders")
+    bits, told = (source.column("information", "decoders", name) for name in ("bits", "told"))
+    lines = list(zip(columns["label"], columns["features"], bits.tolist(), told.tolist(), strict=True))
+    known = {str(label): what for label, _, what, _ in lines}
+    by = {(str(label), str(features)): value for label, features, _, value in lines}
+    points: dict[str, dict[str, tuple[_Floats, _Floats]]] = {label: {} for label in known}
+    for label in known:
+        for features in _CLOUDS:
+            try:
+                table = f"{label} {features}"
+                rate, distance = (source.column("information", table, name) for name in ("rate", "rajski"))
+            except _NothingToShow:
+                continue
+            if (fires := rate > 0).any():
+                points[label][features] = rate[fires], distance[fires]
+    shown = [label for label in known if points[label]]
+    if not shown:
+        raise _NothingToShow
+    figure, axes = panels(*((_bits_told(label, known[label], by), "firing rate", "Rajski distance") for label in shown))
+    for each, label in zip(axes, shown, strict=True):
+        for features, (rate, distance) in points[label].items():
+            name, colour = _CLOUDS[features]
+            each.plot(rate, distance, ".", color=colour, markersize=4, alpha=0.5)
+            each.plot([], [], "o", color=colour, label=f"{name}: at least {distance.min():.3f}")
+        rates, distances = (np.concatenate(parts) for parts in zip(*points[label].values(), strict=True))
+        curve = np.geomspace(rates.min() / 1.5, min(1.0, 1.5 * rates.max()), 200)
+        each.plot(curve, least_rajski(curve, known[label]), color=INK, linewidth=1, label="a function of the label")
+        each.set_xscale("log")
+        each.set_ylim(max(0.0, 1 - 1.6 * (1 - distances.min())) - 0.01, 1.01)
+        _below(each)
+    return figure
+
+
+def _bits_told(label: str, bits: float, told: dict[tuple[str, str], float]) -> str:
+    codes, random = (told.get((label, features), math.nan) for features in ("codes", "random"))
+    return f"{label}: {codes:.2f} of {bits:.2f} bits told (random {random:.2f})"
+
+
 FIGURES: dict[str, Callable[[_Source], Figure]] = {
     "certified": _certified,
     "representability": _representability,
@@ -468,6 +515,7 @@ FIGURES: dict[str, Callable[[_Source], Figure]] = {
     "identifiability": _identifiability,
     "stability": _stability,
     "use": _use,
+    "information": _information,
     "shift": _shift,
     "metric": _metric,
 }

@@ -14,7 +14,7 @@ from sklearn.metrics import roc_auc_score
 
 from atoms.checks.check import Check, Encoded, Subject
 from atoms.checks.claim import Section
-from atoms.checks.row_sample import RowSample, Sampled
+from atoms.checks.row_sample import RowSample, Sampled, most_frequent, sample_limit
 from atoms.errors import AtomsError
 
 KS = (1, 2, 5, 16)
@@ -120,11 +120,7 @@ class Use(Check):
         self._tokens = {"train": subject.train.tokens(), "val": subject.held_out.tokens()}
         if any((tokens["token_id"] < 0).all() for tokens in self._tokens.values()):
             raise AtomsError("the store does not say which tokens its rows are (token_id is -1): nothing to probe for")
-        # two samples, each of them up to three times over while it grows; an unsteered unit may fire everywhere
-        aim = subject.unit.target_l0
-        entries = subject.num_atoms if aim is None else min(subject.num_atoms, round(4 * aim))
-        most = subject.settings.memory_mib * 2**20 // (8 * (4 * subject.width + 8 * entries))
-        self.limit = max(_LEAST, min(subject.settings.probe_rows, most))
+        self.limit = sample_limit(subject, _LEAST)
         self._samples = {split: RowSample(self.limit, subject.settings.seed) for split in self._tokens}
 
     def update(self, batch: Encoded) -> None:
@@ -217,7 +213,7 @@ class Use(Check):
     def _token_tasks(self, train: Sampled, held_out: Sampled) -> list[Task]:
         """Is it this token? Of the most frequent ones."""
         here, there = self._labels("train", train, "token_id"), self._labels("val", held_out, "token_id")
-        return [Task("token", str(token), here == token, there == token) for token in _most_frequent(here, TOKENS)]
+        return [Task("token", str(token), here == token, there == token) for token in most_frequent(here, TOKENS)]
 
     def _position_tasks(self, train: Sampled, held_out: Sampled) -> list[Task]:
         """Is it in the later half of the positions?"""
@@ -228,7 +224,7 @@ class Use(Check):
     def _document_tasks(self, held_out: Sampled) -> tuple[list[Task], Sampled, Sampled]:
         """Is it from this document? Of the largest ones; with the rows to fit on and to score on."""
         documents, positions = (self._labels("val", held_out, name) for name in ("doc_id", "position"))
-        largest = _most_frequent(documents, DOCUMENTS)
+        largest = most_frequent(documents, DOCUMENTS)
         earlier = np.zeros(len(documents), bool)
         for document in largest:
             own = documents == document
@@ -352,12 +348,6 @@ def _scored(task: Task, features: str, k: int, x_fit: Any, labels: _Mask, x_scor
         majority=max(share, 1 - share),
         f1=2 * hits / max(1, int(answer.sum() + truth.sum())),
     )
-
-
-def _most_frequent(labels: NDArray[np.int64], most: int) -> NDArray[np.int64]:
-    """Labels with most rows, the most frequent first; negative ones stand for none."""
-    known, counts = np.unique(labels[labels >= 0], return_counts=True)
-    return known[np.lexsort((known, -counts))][:most]
 
 
 def _deviation(variance: _Floats, scale: Any) -> _Floats:

@@ -2,6 +2,7 @@
 
 from atoms.checks.check import Check
 from atoms.checks.identifiability import IdentifiabilityCheck
+from atoms.checks.information.check import Information
 from atoms.checks.isometry import IsometryCheck
 from atoms.checks.joint import JointClaim
 from atoms.checks.l1 import L1Check
@@ -27,6 +28,7 @@ CHECKS: tuple[type[Check], ...] = (
     IdentifiabilityCheck,
     Stability,
     Use,
+    Information,
     Shift,
     MetricHealth,
 )

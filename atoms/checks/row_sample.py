@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from scipy import sparse
 from torch import Tensor
 
+from atoms.checks.check import Subject
 from atoms.sae import SparseCodes
 
 
@@ -97,6 +98,21 @@ class RowSample:
         ]
 
 
+def sample_limit(subject: Subject, least: int) -> int:
+    """Rows of each split that two samples may hold in the memory the checks may take; no more than probes ask for.
+
+    A sample is there up to three times over while it grows, and an unsteered unit may fire everywhere.
+
+    Args:
+        subject: What is judged.
+        least: Rows to hold in any case.
+    """
+    aim = subject.unit.target_l0
+    entries = subject.num_atoms if aim is None else min(subject.num_atoms, round(4 * aim))
+    most = subject.settings.memory_mib * 2**20 // (8 * (4 * subject.width + 8 * entries))
+    return max(least, min(subject.settings.probe_rows, most))
+
+
 def lots(places: NDArray[np.int64], seed: int) -> NDArray[np.uint64]:
     """A lot for every place, different for different places, with no pattern in them.
 
@@ -111,3 +127,14 @@ def lots(places: NDArray[np.int64], seed: int) -> NDArray[np.uint64]:
         z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
         z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
         return z ^ (z >> np.uint64(31))
+
+
+def most_frequent(labels: NDArray[np.int64], most: int) -> NDArray[np.int64]:
+    """Labels with most rows, the most frequent first; negative ones stand for none.
+
+    Args:
+        labels: Of rows, (n,).
+        most: How many.
+    """
+    known, counts = np.unique(labels[labels >= 0], return_counts=True)
+    return np.asarray(known[np.lexsort((known, -counts))][:most], np.int64)

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 
 from atoms.errors import AtomsError
 
-_COUNTS = ("solved_rows", "null_rows", "refit_rows", "probe_rows", "certified_k")
+_COUNTS = ("solved_rows", "null_rows", "refit_rows", "probe_rows", "certified_k", "classes")
 
 
 @dataclass(frozen=True)
@@ -35,6 +35,8 @@ class CheckSettings:
     """Rows of each split, spread over those judged, whose coefficients are solved for again on the atoms they have."""
     probe_rows: int = 20_000
     """Rows of each split on which probes are fitted and scored; fewer where memory_mib does not hold them."""
+    classes: int = 256
+    """Classes that rows are put in, to ask which atoms tell them apart; fewer where there are fewer rows."""
     bootstrap: int = 200
     """Resamplings of document groups behind every interval."""
     batch_rows: int = 1024

@@ -62,6 +62,7 @@ class Question:
     experiment: str
     noise: bool
     plain: bool
+    command: str = "validate"
     record: checkpoint.Record | None = None
     learnt: dict[str, TrainedUnit] = field(default_factory=dict)
 
@@ -75,11 +76,19 @@ def run(words: list[str]) -> None:
     Raises:
         SystemExit: With `UNMET` where ``--require`` is not met. Verdicts alone never change the status.
     """
-    parser = _parser()
+    parser = AtomsArgumentParser(prog="atoms validate", description="What may be claimed of a unit on held-out rows.")
+    add_arguments(parser)
+    parser.add_argument(
+        "--require",
+        type=str | list[str],
+        default=[],
+        help="What must hold, or the status is 3: a claim (joint.atoms), a claim's verdict "
+        "(uniqueness.t3_median=guaranteed) or a bound on a number (rows.f>=0.5).",
+    )
     with readable():
         settings = parser.parse_args(words)
         built = parser.instantiate_classes(settings)
-    question = _question(built)
+    question = question_of(built, built.require)
     quiet()
     leave_at_exit()
     certificates = judge(question)
@@ -92,8 +101,13 @@ def run(words: list[str]) -> None:
         raise SystemExit(UNMET)
 
 
-def _parser() -> AtomsArgumentParser:
-    parser = AtomsArgumentParser(prog="atoms validate", description="What may be claimed of a unit on held-out rows.")
+def add_arguments(parser: AtomsArgumentParser, output: str = "certificates") -> None:
+    """Add the settings of what is judged, on which rows and how.
+
+    Args:
+        parser: Of a command that judges units.
+        output: Where the command leaves files if nothing is said.
+    """
     parser.add_argument("-c", "--config", action=ActionConfigFile, help="A YAML file with the settings below.")
     parser.add_argument(
         "--ckpt_path",
@@ -120,14 +134,7 @@ def _parser() -> AtomsArgumentParser:
     parser.add_argument("--trainer.devices", type=int | str | list[int], default="auto", help="As Lightning's Trainer.")
     parser.add_argument("--trainer.num_nodes", type=int, default=1, help="As Lightning's Trainer.")
     parser.add_argument("--trainer.strategy", type=str, default="auto", help="As Lightning's Trainer.")
-    parser.add_argument(
-        "--require",
-        type=str | list[str],
-        default=[],
-        help="What must hold, or the status is 3: a claim (joint.atoms), a claim's verdict "
-        "(uniqueness.t3_median=guaranteed) or a bound on a number (rows.f>=0.5).",
-    )
-    parser.add_argument("--output", type=str, default="certificates", help="Folder for certificates and figures.")
+    parser.add_argument("--output", type=str, default=output, help="Folder for what is found, and its figures.")
     parser.add_argument(
         "--tracking_uri",
         type=str | None,
@@ -143,11 +150,18 @@ def _parser() -> AtomsArgumentParser:
         "and judge the twin on real rows and on noise. The noise goes into the output folder.",
     )
     parser.add_argument("--plain", type=bool, default=False, help="No colours and no boxes.")
-    return parser
 
 
-def _question(built: Any) -> Question:
-    """Settings as what they mean."""
+def question_of(built: Any, require: str | list[str] | None = None) -> Question:
+    """Settings as what they mean.
+
+    Args:
+        built: What a parser with `add_arguments` built.
+        require: What must hold.
+
+    Raises:
+        AtomsError: If there is nothing to judge, or settings contradict each other.
+    """
     paths = _listed(built.ckpt_path)
     named: dict[str, Unit | str] = dict(built.units)
     if built.unit is not None:
@@ -170,7 +184,7 @@ def _question(built: Any) -> Question:
         data=built.data,
         checks=built.checks,
         trainer=built.trainer.as_dict(),
-        require=[Requirement.parse(text) for text in _listed(built.require)],
+        require=[Requirement.parse(text) for text in _listed(require)],
         output=built.output,
         tracking_uri=built.tracking_uri,
         experiment=built.experiment,
@@ -241,7 +255,13 @@ def judge(question: Question) -> list[Certificate]:
         show(certificates, plain=question.plain)
         print(f"certificate {question.output}/")
         log_certificates(
-            certificates, pictures, question.record, question.ckpt_path, question.tracking_uri, question.experiment
+            certificates,
+            pictures,
+            question.record,
+            question.ckpt_path,
+            question.tracking_uri,
+            question.experiment,
+            question.command,
         )
     if left_out:
         raise AtomsError(f"not judged: {'; '.join(left_out)}")

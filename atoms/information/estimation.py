@@ -127,7 +127,7 @@ def estimate(
             groups are resampled, not samples.
 
     Raises:
-        AtomsError: If there are fewer than two groups, or not one for each sample.
+        AtomsError: If there are fewer than two groups, or not one for each sample, or if level or resamples is none.
 
     Warns:
         FewSamplesWarning: If there are too few samples for the alphabet.
@@ -164,8 +164,12 @@ def estimate_all(
         groups: Group of every sample.
 
     Raises:
-        AtomsError: If there are fewer than two groups, or not one for each sample.
+        AtomsError: If there are fewer than two groups, or not one for each sample, or if level or resamples is none.
     """
+    if resamples < 0:
+        raise AtomsError(f"resamples is {resamples}: give how often to resample, 0 for no interval")
+    if not 0 < level < 1:
+        raise AtomsError(f"level is {level}: give a share between 0 and 1, as 0.95")
     variables = list({id(each): each for _, own in asked.values() for each in own}.values())
     space = common_space(variables)
     if space.draws is None:
@@ -223,6 +227,8 @@ def _by_group(variables: Sequence[Variable], groups: Any, outcomes: int) -> Any:
     """Weight of each outcome of the compressed space in each group, (groups, outcomes) sparse."""
     space = variables[0].space
     given = as_array(groups)
+    if space.kept is not None and given.shape == space.kept.shape:
+        given = given[space.kept]
     if given.ndim != 1 or len(given) != len(space):
         raise AtomsError(f"groups has shape {given.shape} for {len(space):,} samples: give one each")
     group, count = label(given, "groups")

@@ -7,13 +7,16 @@ from __future__ import annotations
 
 import itertools
 import math
+import reprlib
+from collections import Counter
 from collections.abc import Sequence
 from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
-from atoms.errors import AtomsError
+from atoms.errors import AtomsError, printable
+from atoms.information.labels import as_array
 from atoms.information.reconstruction import Problem
 from atoms.information.variable import SampleSpace
 from atoms.memory import require_memory
@@ -45,9 +48,10 @@ def sign_and_magnitude(
         >>> [entropy(part) for part in (problem.x, *problem.components)]
         [2.0, 1.0, 1.0]
     """
-    points = np.asarray(values, np.float64)
+    points = as_array(values)
+    points = points.astype(np.float64) if points.dtype.kind in "iuf" else np.full(1, np.nan)
     if points.ndim != 1 or not len(points) or not np.isfinite(points).all() or len(np.unique(points)) < len(points):
-        raise AtomsError(f"values is {values}: give finite numbers, each once")
+        raise AtomsError(f"values is {printable(reprlib.repr(values))}: give finite numbers, each once")
     names = ["sign", "magnitude"] if parts is None else list(parts)
     functions = {"sign": np.sign, "magnitude": np.abs, "square": np.square}
     if not names or not set(names) <= functions.keys():
@@ -81,13 +85,18 @@ def linear_combinations(matrix: list[list[int]], q: int) -> Problem:
         >>> found.verdict.value, found.joint
         ('not perfect', 2.0)
     """
-    if not isinstance(q, int) or q < 2 or any(q % divisor == 0 for divisor in range(2, math.isqrt(q) + 1)):
+    if not isinstance(q, (int, np.integer)) or q < 2:
         raise AtomsError(f"q is {q}: give a prime; fields of prime powers are not built in")
-    if not matrix or not matrix[0] or len({len(row) for row in matrix}) > 1:
-        raise AtomsError(f"matrix has rows of lengths {[len(row) for row in matrix]}: give k rows of n coefficients")
-    coefficients = np.asarray(matrix, np.int64) % q
+    rows, q = [list(row) for row in matrix], int(q)
+    if not rows or not rows[0] or len({len(row) for row in rows}) > 1:
+        raise AtomsError(f"matrix has rows of lengths {[len(row) for row in rows]}: give k rows of n coefficients")
+    if np.asarray(rows).dtype.kind not in "iub":
+        raise AtomsError(f"matrix holds {np.asarray(rows).dtype}: give whole numbers")
+    coefficients = np.asarray(rows, np.int64) % q
     k, n = coefficients.shape
     require_memory(8 * q**k * (k + n + 4), f"all {q}^{k} words and their {n} combinations", "make k or q smaller")
+    if not _is_prime(q):
+        raise AtomsError(f"q is {q}: give a prime; fields of prime powers are not built in")
     words = np.stack(np.unravel_index(np.arange(q**k), (q,) * k), 1)
     space = SampleSpace.uniform(q**k)
     return Problem(
@@ -126,13 +135,20 @@ def prime_signature(
         >>> [part.name for part in problem.components], round(redundancy(*problem.components), 3)
         (['v2', 'v3'], 0.0)
     """
-    if not numbers or min(numbers) < 1 or len(set(numbers)) < len(numbers):
-        raise AtomsError("numbers: give positive integers, each once")
+    if not len(numbers):
+        raise AtomsError("numbers is empty: give positive integers, each once")
+    for number in numbers:
+        if not isinstance(number, (int, np.integer)) or number < 1:
+            raise AtomsError(f"numbers holds {number}: give positive integers, each once")
+    numbers = [int(number) for number in numbers]
+    if len(set(numbers)) < len(numbers):
+        (twice, _), *_ = Counter(numbers).most_common(1)
+        raise AtomsError(f"numbers holds {twice} twice: give positive integers, each once")
     if max(numbers) >= 2**62:
         raise AtomsError(f"numbers holds {max(numbers)}: give integers below 2^62")
     factors = _primes_of(numbers) if primes is None else list(primes)
     for p in factors:
-        if p < 2 or any(p % divisor == 0 for divisor in range(2, math.isqrt(p) + 1)):
+        if not _is_prime(p):
             raise AtomsError(f"primes holds {p}, which is none: leave it out")
     if not factors:
         raise AtomsError("no prime divides any of the numbers: give a number above 1")
@@ -154,8 +170,13 @@ def integers_up_to(limit: int, primes: list[int] | None = None) -> Problem:
     """
     if limit < 2:
         raise AtomsError(f"limit is {limit}: give at least 2")
-    require_memory(200 * limit, f"integers up to {limit:,}", "lower limit")
+    count = 1.26 * limit / math.log(limit) if primes is None else len(primes)  # Rosser and Schoenfeld 1962
+    require_memory(limit * (200 + 16 * count), f"integers up to {limit:,}", "lower limit, or give a few primes")
     return prime_signature(list(range(1, limit + 1)), None, primes)
+
+
+def _is_prime(number: int) -> bool:
+    return number > 1 and all(number % divisor for divisor in range(2, math.isqrt(number) + 1))
 
 
 def _primes_of(numbers: Sequence[int]) -> list[int]:
@@ -163,9 +184,6 @@ def _primes_of(numbers: Sequence[int]) -> list[int]:
     found: set[int] = set()
     for number in numbers:
         rest = number
-        for known in found:
-            while rest % known == 0:
-                rest //= known
         divisor = 2
         while divisor * divisor <= rest:
             if rest % divisor == 0:
@@ -205,12 +223,12 @@ def chinese_remainders(modulus: int, moduli: list[int]) -> Problem:
         >>> independent(*chinese_remainders(30, [2, 3, 5]).components)
         True
     """
-    if modulus < 1 or not moduli or min(moduli) < 1:
+    if modulus < 1 or not len(moduli) or min(moduli) < 1:
         raise AtomsError(f"modulus is {modulus} and moduli {moduli}: give positive integers, at least one modulus")
     space = SampleSpace.uniform(modulus)
     return Problem(
         space.variable(lambda x: x),
-        tuple(space.variable(lambda x, m=m: x % m, f"X mod {m}") for m in moduli),
+        tuple(space.variable(lambda x, m=m: x % min(m, modulus), f"X mod {m}") for m in moduli),
         f"a number below {modulus} from its remainders",
         _SOURCE,
     )
@@ -240,13 +258,13 @@ def sorting(length: int, comparisons: list[tuple[int, int]] | None = None) -> Pr
     """
     if length < 2:
         raise AtomsError(f"length is {length}: give at least 2")
+    takes = math.factorial(min(length, 100)) * (8 * length + 100)
+    require_memory(takes, f"all {length}! orders of {length} things", "lower length")
     pairs = list(itertools.combinations(range(length), 2)) if comparisons is None else [tuple(p) for p in comparisons]
     if not pairs or any(len(p) != 2 or p[0] == p[1] or not all(0 <= i < length for i in p) for p in pairs):
         raise AtomsError(f"comparisons is {pairs}: give pairs of different places from 0 to {length - 1}")
-    count = math.factorial(length)
-    require_memory(count * (8 * length + 100), f"all {count:,} orders of {length}", "lower length")
     ranks = np.array(list(itertools.permutations(range(length))), np.int8)
-    space = SampleSpace.uniform(count)
+    space = SampleSpace.uniform(len(ranks))
     return Problem(
         space.variable(ranks, "order"),
         tuple(space.variable(ranks[:, i] < ranks[:, j], f"{i}<{j}") for i, j in pairs),

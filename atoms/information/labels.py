@@ -37,7 +37,7 @@ def label(values: Any, name: str) -> tuple[Labels, int]:
         raise AtomsError(f"variable {name} has no values: give at least one sample")
     if array.ndim == 2:
         return join_labels([label(column, f"{name}[{place}]") for place, column in enumerate(array.T)])
-    if array.dtype.kind in "OSU":  # a look-up each is cheaper than sorting them
+    if array.dtype.kind in "OSUV":  # a look-up each is cheaper than sorting them
         return _of_objects(array.tolist(), name)
     if array.dtype.kind in "fcmM" and (missing := int((array != array).sum())):
         raise _missing(name, missing, len(array))
@@ -60,9 +60,16 @@ def as_array(values: Any) -> NDArray[Any]:
         return (host.float() if host.dtype == torch.bfloat16 else host).numpy()  # numpy knows no bfloat16
     if isinstance(values, np.ndarray):
         return values
-    listed = list(values)
+    try:
+        listed = list(values)
+    except TypeError:  # a single value
+        return np.asarray(values)
+    if any(isinstance(value, (torch.Tensor, np.ndarray)) for value in listed):  # tensors are hashed by address
+        listed = [value.tolist() if isinstance(value, (torch.Tensor, np.ndarray)) else value for value in listed]
     if all(isinstance(value, (bool, int, float, np.number, np.bool_)) for value in listed):
-        return np.asarray(listed)
+        numbers = np.asarray(listed)
+        if numbers.dtype.kind != "f" or not any(_inexact(value) for value in listed):
+            return numbers
     array = np.empty(len(listed), object)
     array[:] = listed
     return array
@@ -165,6 +172,16 @@ def _countable(keys: NDArray[Any], bound: int) -> bool:
     return bound <= max(4 * len(keys), 2**16)
 
 
+def _inexact(value: Any) -> bool:
+    """Whether a whole number is too large to become a float beside others that are."""
+    return isinstance(value, (int, np.integer)) and abs(int(value)) > 2**53
+
+
+def _absent(value: Any) -> bool:
+    """Whether a value, or an entry of a tuple, is missing."""
+    return any(map(_absent, value)) if isinstance(value, tuple) else value is None or bool(value != value)
+
+
 def _compact(labels: NDArray[Any], size: int) -> Labels:
     return labels.astype(np.int32 if size < 2**31 else np.int64)
 
@@ -177,7 +194,7 @@ def _of_objects(values: Iterable[Hashable], name: str) -> tuple[Labels, int]:
         raise AtomsError(
             f"variable {name} holds what cannot be compared ({printable(str(error))}): give numbers, text or tuples"
         ) from error
-    absent = [place for value, place in known.items() if value is None or value != value]
+    absent = [place for value, place in known.items() if _absent(value)]
     if absent:
         raise _missing(name, int(np.isin(labels, absent).sum()), len(labels))
     return _compact(labels, len(known)), len(known)

@@ -15,7 +15,7 @@ from scipy.sparse.csgraph import connected_components
 
 from atoms.errors import AtomsError, printable
 from atoms.information.labels import combine, dense, distinct_pairs, join_labels, weigh
-from atoms.information.variable import SampleSpace, Variable, common_space
+from atoms.information.variable import SampleSpace, Variable, common_space, plain
 
 _INDEPENDENT = 1e-9  # relative deviation of a joint probability from the product that rounding explains
 
@@ -33,7 +33,7 @@ def determines(x: Variable, *functions: Variable) -> bool:
 
 def equivalent(x: Variable, y: Variable) -> bool:
     """Whether each is almost surely a function of the other: X ≡ Y, the same partition of the sample space."""
-    return x.size == y.size and determines(x, y)
+    return determines(x, y) and x.size == y.size
 
 
 def join(*variables: Variable, name: str | None = None) -> Variable:
@@ -120,7 +120,7 @@ def bottom(space: SampleSpace) -> Variable:
 
 def top(space: SampleSpace) -> Variable:
     """1: the outcome itself, of which everything is a function."""
-    return Variable(space, np.arange(len(space)), len(space), "1", lambda outcome: space.outcomes[outcome])
+    return Variable(space, np.arange(len(space)), len(space), "1", lambda outcome: plain(space.outcomes[outcome]))
 
 
 def independent(*variables: Variable) -> bool:

@@ -32,18 +32,21 @@ def entropy_of(weights: NDArray[np.float64]) -> float:
     return max(0.0, -float(share @ np.log2(share)))
 
 
-def entropy(x: Variable, *more: Variable) -> float:
+def entropy(x: Variable, *more: Variable, entropy: Entropy | None = None) -> float:
     """Joint entropy H(X, Y, …).
 
     Args:
         x: A variable.
         more: Further ones on its space.
+        entropy: Computes it instead, as in all other measures.
 
     Example:
         >>> from atoms.information import from_table
         >>> entropy(*from_table([[0.25, 0.25], [0.25, 0.25]]))
         2.0
     """
+    if entropy is not None:
+        return entropy(x, *more)
     space = common_space([x, *more])
     return entropy_of(masses([variable.part for variable in (x, *more)], space.weights, space.alike))
 

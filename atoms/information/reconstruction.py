@@ -46,12 +46,14 @@ class Problem:
         components: What is known of it; should be functions of it.
         title: What the problem is called.
         source: Where it comes from, free form.
+        groups: Group of every sample, where samples of a group are not independent.
     """
 
     x: Variable
     components: tuple[Variable, ...]
     title: str
     source: str = ""
+    groups: Any = None
 
 
 class Verdict(StrEnum):

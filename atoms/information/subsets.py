@@ -67,6 +67,8 @@ def _nothing(x: Variable) -> Part:
 
 def _size(components: Sequence[Variable], places: Sequence[int]) -> int:
     """Number of different values of components together."""
+    if not places:
+        return 1
     return dense(*combine([components[place].part for place in places]))[1]
 
 
@@ -93,21 +95,24 @@ def _greedy(x: Variable, components: Sequence[Variable]) -> tuple[list[int], lis
 
 def _minimal(x: Variable, components: Sequence[Variable]) -> tuple[tuple[int, ...], ...]:
     """All minimal sets, by going through sets in order of their places, without what can come to nothing."""
-    rest = [_nothing(x)]  # what components from a place on tell together
+    later = [_nothing(x)]  # what components from a place on tell together
     for component in reversed(components):
-        rest.append(_together(rest[-1], component.part))
-    rest.reverse()
-    found: list[frozenset[int]] = []
+        later.append(_together(later[-1], component.part))
+    later.reverse()
+    found: list[tuple[int, ...]] = []
 
     def search(chosen: tuple[int, ...], known: Part, start: int) -> None:
         if known[1] == x.size:
-            found.append(frozenset(chosen))
+            others = ([place for place in chosen if place != left_out] for left_out in chosen)
+            if all(_size(components, rest) < x.size for rest in others):
+                found.append(chosen)
             return
         for place in range(start, len(components)):
-            if _together(known, rest[place])[1] < x.size:
+            if _together(known, later[place])[1] < x.size:
                 return
-            search((*chosen, place), _together(known, components[place].part), place + 1)
+            more = _together(known, components[place].part)
+            if more[1] > known[1]:  # what adds nothing here can be left out of every set that has these
+                search((*chosen, place), more, place + 1)
 
     search((), _nothing(x), 0)
-    minimal = [each for each in found if not any(other < each for other in found)]
-    return tuple(sorted((tuple(sorted(each)) for each in minimal), key=lambda each: (len(each), each)))
+    return tuple(sorted(found, key=lambda each: (len(each), each)))

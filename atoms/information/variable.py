@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from atoms.errors import AtomsError
 from atoms.information.labels import Labels, as_array, join_labels, label, weigh
 from atoms.memory import require_memory
 
-_ROUNDING = 1e-8  # how far from 1 the sum of probabilities may be
 _BYTES = 40  # an outcome takes: weight, value, a label each of a few variables
 
 
@@ -47,9 +48,10 @@ class SampleSpace:
         Raises:
             AtomsError: If the probabilities are none.
         """
-        weights = _weights(probabilities, "probabilities")
+        array = as_array(probabilities)
+        weights = _weights(array, "probabilities")
         total = float(weights.sum())
-        if abs(total - 1) > _ROUNDING:
+        if abs(total - 1) > math.sqrt(np.finfo(array.dtype if array.dtype.kind == "f" else np.float64).eps):
             raise AtomsError(
                 f"probabilities sum to {total:.10g}, not to 1: divide them by their sum, or give counts as samples"
             )
@@ -65,11 +67,14 @@ class SampleSpace:
         Raises:
             AtomsError: If there are none, or more than memory holds.
         """
-        count = outcomes if isinstance(outcomes, int) else len(outcomes)
+        known = None if isinstance(outcomes, (int, np.integer)) else as_array(outcomes)
+        if known is not None and not known.ndim:
+            raise AtomsError(f"outcomes is {outcomes!r}: give a whole number of them, or a sequence")
+        count = int(outcomes) if known is None else len(known)  # type: ignore[arg-type]
         if count < 1:
             raise AtomsError(f"a sample space of {count} outcomes: give at least one")
         require_memory(_BYTES * count, f"a sample space of {count:,} outcomes", "make the alphabet smaller")
-        return cls._with(np.full(count, 1 / count), None, None if isinstance(outcomes, int) else outcomes)
+        return cls._with(np.full(count, 1 / count), None, known)
 
     @classmethod
     def of_samples(cls, count: int, counts: Any = None) -> SampleSpace:
@@ -96,8 +101,8 @@ class SampleSpace:
     @classmethod
     def _with(cls, weights: NDArray[np.float64], draws: int | None, outcomes: Any) -> SampleSpace:
         known = np.arange(len(weights)) if outcomes is None else as_array(outcomes)
-        if len(known) != len(weights):
-            raise AtomsError(f"there are {len(known):,} outcomes and {len(weights):,} probabilities: give one each")
+        if known.ndim == 0 or len(known) != len(weights):
+            raise AtomsError(f"there are {known.size:,} outcomes and {len(weights):,} probabilities: give one each")
         if (weights > 0).all():
             return cls(weights, draws, known)
         kept = weights > 0
@@ -128,16 +133,17 @@ class SampleSpace:
             AtomsError: If there is not one value for each outcome, or values are missing.
         """
         array = as_array(values(self.outcomes) if callable(values) else values)
-        count = len(array) if array.ndim else 1
         given = len(self) if self.kept is None or callable(values) else len(self.kept)
-        if not array.ndim or count != given:
+        if not array.ndim:
+            raise AtomsError(f"variable {name} is the single value {plain(array[()])!r}: give one for each outcome")
+        if len(array) != given:
             raise AtomsError(
-                f"variable {name} has {count:,} values and the sample space {given:,} outcomes: give one each"
+                f"variable {name} has {len(array):,} values and the sample space {given:,} outcomes: give one each"
             )
         if given != len(self):
             array = array[self.kept]
         labels, size = label(array, name)
-        return Variable(self, labels, size, name, lambda outcome: _plain(array[outcome]))
+        return Variable(self, labels, size, name, lambda outcome: plain(array[outcome]))
 
 
 def _weights(values: Any, what: str) -> NDArray[np.float64]:
@@ -154,7 +160,7 @@ def _weights(values: Any, what: str) -> NDArray[np.float64]:
     return weights
 
 
-def _plain(value: Any) -> Any:
+def plain(value: Any) -> Any:
     """A value as Python's own: a row of a table as a tuple."""
     if isinstance(value, np.ndarray):
         return tuple(value.tolist())
@@ -299,7 +305,10 @@ def from_table(
         >>> x.probabilities.tolist(), y.probabilities.tolist()
         ([0.5, 0.5], [0.75, 0.25])
     """
-    array = np.asarray(table.detach().cpu() if hasattr(table, "detach") else table)
+    try:
+        array = as_array(table) if isinstance(table, torch.Tensor) else np.asarray(table)
+    except ValueError as error:
+        raise AtomsError("the table has rows of different lengths: give a probability for each combination") from error
     if not array.ndim or not array.size:
         raise AtomsError(f"the table has shape {array.shape}: give a probability for each combination of values")
     names = _names(names, array.ndim)

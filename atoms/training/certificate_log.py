@@ -29,6 +29,7 @@ def log_certificates(
     paths: Sequence[str],
     tracking_uri: str | None,
     experiment: str,
+    command: str = "validate",
 ) -> None:
     """Log certificates.
 
@@ -43,6 +44,7 @@ def log_certificates(
         paths: The checkpoints.
         tracking_uri: Where to; None for where the checkpoint's run is kept, else the default; ``none`` for nowhere.
         experiment: Name of the experiment where there is no run to be a child of.
+        command: The command that judged.
     """
     if tracking_uri == NOWHERE:
         return
@@ -52,10 +54,10 @@ def log_certificates(
         if tracking_uri is None:
             return  # it was learnt without a run, so it is judged without one
         parent = None
-    tags = {"command": "validate"} | ({"checkpoint": checkpoint.digest(paths[0])} if paths else {})
+    tags = {"command": command} | ({"checkpoint": checkpoint.digest(paths[0])} if paths else {})
     try:
         if len(certificates) == 1:
-            run = _run(uri, parent, "validate", tags, experiment)
+            run = _run(uri, parent, command, tags, experiment)
             _log(run, certificates[0], pictures, record)
         else:
             run = _run(uri, parent, "controls", tags, experiment)

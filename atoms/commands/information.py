@@ -1,0 +1,214 @@
+"""``atoms information``: whether components determine what they are components of, and what atoms tell of rows."""
+
+import io
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from rich.console import Console
+
+from atoms.activations.location import locate
+from atoms.activations.store import ActivationStore
+from atoms.checks.information.check import Information
+from atoms.checks.registry import CHECKS
+from atoms.commands.parser import AtomsArgumentParser, is_first_rank, quiet, readable
+from atoms.commands.validate import add_arguments, judge, question_of
+from atoms.errors import AtomsError, printable
+from atoms.information.figures import draw
+from atoms.information.reconstruction import Problem, Reconstruction, perfect_reconstruction
+from atoms.information.record import numbers, screen, to_json
+from atoms.information.tables import table_problem
+from atoms.information.variable import SampleSpace
+from atoms.processes import leave_at_exit
+from atoms.training.certificate_log import NOWHERE
+from atoms.training.mlflow_logger import AtomsMLFlowLogger
+
+FILE = "information.json"
+_COLUMNS = {"token": "token_id", "position": "position", "document": "doc_id"}
+
+
+def run(words: list[str]) -> None:
+    """Run ``information``.
+
+    Args:
+        words: The command's arguments.
+
+    Raises:
+        AtomsError: If there is no question, or more than one.
+    """
+    parser = AtomsArgumentParser(
+        prog="atoms information",
+        description="Whether components determine what they are components of (a problem, a table, the labels of a "
+        "store), or what the atoms of a unit tell of rows and labels.",
+    )
+    add_arguments(parser, output="information")
+    parser.add_argument(
+        "--problem",
+        type=Problem | None,
+        default=None,
+        help="A function that makes one, by class_path.",
+    )
+    parser.add_argument("--table", type=str | None, default=None, help="A .csv, .tsv or .parquet file with a header.")
+    parser.add_argument(
+        "--target",
+        type=str | None,
+        default=None,
+        help="What is to be rebuilt: a column of the table, or token, position, document or group of --data.store.",
+    )
+    parser.add_argument(
+        "--components", type=list[str] | None, default=None, help="What it is rebuilt from; all else if left out."
+    )
+    parser.add_argument("--counts", type=str | None, default=None, help="Column: how often a row was drawn.")
+    parser.add_argument(
+        "--probabilities", type=str | None, default=None, help="Column: how probable a row of the table is."
+    )
+    parser.add_argument(
+        "--bins", type=int | None, default=None, help="Parts that columns of numbers that are not whole are cut into."
+    )
+    parser.add_argument("--split", type=str, default="train", help="Split of the store whose labels are looked at.")
+    parser.add_argument(
+        "--resamples", type=int, default=200, help="Of the bootstrap behind intervals, where rows are samples; 0: none."
+    )
+    parser.add_argument("--seed", type=int, default=0, help="Of the bootstrap.")
+    with readable():
+        settings = parser.parse_args(words)
+        built = parser.instantiate_classes(settings)
+    quiet()
+    asked = {
+        "problem": built.problem is not None,
+        "table": built.table is not None,
+        "a unit (ckpt_path, unit, units)": any((built.ckpt_path, built.unit, built.units)),
+    }
+    if sum(asked.values()) > 1:
+        raise AtomsError(f"{' and '.join(name for name in asked if asked[name])} are set: ask one thing at a time")
+    if asked["a unit (ckpt_path, unit, units)"]:
+        _of_units(built)
+        return
+    problem = _problem(built)
+    if built.resamples < 0:
+        raise AtomsError(f"resamples is {built.resamples}: give 0 or more")
+    solve(problem, built)
+
+
+def _of_units(built: Any) -> None:
+    """Judge units by the one check."""
+    question = question_of(built)
+    question.command = "information"
+    question.checks = replace(question.checks, skip=[check.name for check in CHECKS if check is not Information])
+    leave_at_exit()
+    judge(question)
+
+
+def _problem(built: Any) -> Problem:
+    if built.problem is not None:
+        return built.problem  # type: ignore[no-any-return]
+    if built.table is None and built.data.store is None:
+        raise AtomsError(
+            "nothing to look at: name a table with --table, a store with --data.store, a unit with --ckpt_path or "
+            "--unit, or a problem with --problem"
+        )
+    if built.target is None:
+        raise AtomsError("target is not set: name what is to be rebuilt with --target")
+    if built.table is not None:
+        return table_problem(built.table, built.target, built.components, built.counts, built.probabilities, built.bins)
+    return store_problem(built.data.store, built.split, built.target, built.components)
+
+
+def store_problem(path: str, split: str, target: str, components: list[str] | None) -> Problem:
+    """A label of the rows of a store from others.
+
+    Args:
+        path: Path or URL of the store.
+        split: The split.
+        target: ``token``, ``position``, ``document`` or ``group``.
+        components: Others of them; all that the store knows if left out.
+
+    Raises:
+        AtomsError: If there is no such store, split or label.
+    """
+    store = ActivationStore.open(locate(path))
+    if split not in store.splits:
+        raise AtomsError(f"split is {split}: {path} has {', '.join(store.splits)}")
+    about = store.tokens(split)
+    known: dict[str, Any] = {name: about[column] for name, column in _COLUMNS.items() if (about[column] >= 0).all()}
+    groups = store.groups(split)
+    if groups is not None and "document" in known:
+        known["group"] = groups
+    for name in [target, *(components or [])]:
+        if name not in known:
+            said = ", ".join(known) or "no label of every row"
+            raise AtomsError(f"{'target' if name == target else 'components'} is {name}: {path} knows {said}")
+    names = components or [name for name in known if name != target]
+    space = SampleSpace.of_samples(len(about["position"]))
+    x, *parts = (space.variable(np.asarray(known[name]), name) for name in (target, *names))
+    return Problem(x, tuple(parts), f"{target} of {split} rows of {Path(path).name}", path, known.get("group"))
+
+
+def solve(problem: Problem, built: Any) -> Reconstruction:
+    """Solve a problem, print what follows, and leave files and a run.
+
+    Args:
+        problem: The problem.
+        built: The command's settings.
+
+    Raises:
+        AtomsError: If files cannot be written.
+    """
+    if problem.x.space.draws is not None and built.resamples and is_first_rank():
+        print(f"look     at {problem.x.space.draws:,} samples, {built.resamples} times over", file=sys.stderr)
+    found = perfect_reconstruction(
+        problem.x,
+        problem.components,
+        title=problem.title,
+        resamples=built.resamples,
+        seed=built.seed,
+        groups=problem.groups,
+    )
+    console = Console(highlight=False, color_system=None if built.plain else "auto")
+    if not sys.stdout.isatty():
+        console.width = 110
+    console.print(screen(found, plain=built.plain))
+    folder = Path(built.output) / _folder(problem.title)
+    picture = io.BytesIO()
+    draw(found).savefig(picture, format="png", dpi=120)
+    text = to_json(found)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / FILE).write_text(text, encoding="utf-8")
+        (folder / "plane.png").write_bytes(picture.getvalue())
+    except OSError as error:
+        raise AtomsError(
+            f"output is {built.output}, where nothing can be written ({error.strerror}): name another folder"
+        ) from error
+    print(f"found       {folder}/")
+    _log(problem, found, text, picture.getvalue(), built)
+    return found
+
+
+def _folder(title: str) -> str:
+    """A title as the name of a folder."""
+    return "-".join("".join(c if c.isalnum() else " " for c in title).split()).lower()[:80] or "problem"
+
+
+def _log(problem: Problem, found: Reconstruction, text: str, picture: bytes, built: Any) -> None:
+    """Keep it as a run, unless that is not wanted; what is found is on disk whatever happens here."""
+    if built.tracking_uri == NOWHERE:
+        return
+    try:
+        run = AtomsMLFlowLogger(
+            experiment_name=built.experiment,
+            run_name=problem.title,
+            tracking_uri=built.tracking_uri,
+            tags={"command": "information", "verdict": str(found.verdict), "source": problem.source},
+            synchronous=True,
+        )
+        run.log_hyperparams({"problem": problem.title, "components": len(found.components), "values": found.size})
+        run.log_at({f"information/{name}": value for name, value in numbers(found).items()}, 0)
+        run.log_text(text, FILE)
+        run.log_picture(picture, "plane")
+        run.finalize("success")
+        print(f"logged      run {run.run_id} in {run.tracking_uri}")
+    except AtomsError as error:
+        print(f"note     not logged: {printable(str(error))}", file=sys.stderr)
