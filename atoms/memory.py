@@ -58,4 +58,6 @@ def require_memory(n_bytes: float, what: str, fix: str) -> None:
     """
     there = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     if n_bytes > there:
-        raise AtomsError(f"{what} takes {size(n_bytes)} and this machine has {size(there)} of memory: {fix}")
+        raise AtomsError(
+            f"{what} takes {size(min(n_bytes, 1e300))} and this machine has {size(there)} of memory: {fix}"
+        )

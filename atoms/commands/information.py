@@ -2,6 +2,7 @@
 
 import io
 import sys
+import warnings
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,9 +14,10 @@ from atoms.activations.location import locate
 from atoms.activations.store import ActivationStore
 from atoms.checks.information.check import Information
 from atoms.checks.registry import CHECKS
-from atoms.commands.parser import AtomsArgumentParser, is_first_rank, quiet, readable
+from atoms.commands.parser import AtomsArgumentParser, quiet, readable
 from atoms.commands.validate import add_arguments, judge, question_of
 from atoms.errors import AtomsError, printable
+from atoms.information.estimation import FewSamplesWarning
 from atoms.information.figures import draw
 from atoms.information.reconstruction import Problem, Reconstruction, perfect_reconstruction
 from atoms.information.record import numbers, screen, to_json
@@ -76,14 +78,16 @@ def run(words: list[str]) -> None:
         settings = parser.parse_args(words)
         built = parser.instantiate_classes(settings)
     quiet()
+    units = any((built.ckpt_path, built.unit, built.units))
     asked = {
         "problem": built.problem is not None,
         "table": built.table is not None,
-        "a unit (ckpt_path, unit, units)": any((built.ckpt_path, built.unit, built.units)),
+        "data.store": built.data.store is not None and not units,
+        "a unit (ckpt_path, unit, units)": units,
     }
     if sum(asked.values()) > 1:
         raise AtomsError(f"{' and '.join(name for name in asked if asked[name])} are set: ask one thing at a time")
-    if asked["a unit (ckpt_path, unit, units)"]:
+    if units:
         _of_units(built)
         return
     problem = _problem(built)
@@ -131,6 +135,9 @@ def store_problem(path: str, split: str, target: str, components: list[str] | No
     store = ActivationStore.open(locate(path))
     if split not in store.splits:
         raise AtomsError(f"split is {split}: {path} has {', '.join(store.splits)}")
+    if not store.n_rows(split):
+        there = ", ".join(name for name in store.splits if store.n_rows(name))
+        raise AtomsError(f"split is {split}, of which {path} has no rows: name one of {there}")
     about = store.tokens(split)
     known: dict[str, Any] = {name: about[column] for name, column in _COLUMNS.items() if (about[column] >= 0).all()}
     groups = store.groups(split)
@@ -156,23 +163,25 @@ def solve(problem: Problem, built: Any) -> Reconstruction:
     Raises:
         AtomsError: If files cannot be written.
     """
-    if problem.x.space.draws is not None and built.resamples and is_first_rank():
-        print(f"look     at {problem.x.space.draws:,} samples, {built.resamples} times over", file=sys.stderr)
-    found = perfect_reconstruction(
-        problem.x,
-        problem.components,
-        title=problem.title,
-        resamples=built.resamples,
-        seed=built.seed,
-        groups=problem.groups,
-    )
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FewSamplesWarning)  # said in a note
+        found = perfect_reconstruction(
+            problem.x,
+            problem.components,
+            title=problem.title,
+            resamples=built.resamples,
+            seed=built.seed,
+            groups=problem.groups,
+        )
     console = Console(highlight=False, color_system=None if built.plain else "auto")
     if not sys.stdout.isatty():
         console.width = 110
     console.print(screen(found, plain=built.plain))
     folder = Path(built.output) / _folder(problem.title)
     picture = io.BytesIO()
-    draw(found).savefig(picture, format="png", dpi=120)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Glyph .* missing from font", UserWarning)  # names are whole on the screen
+        draw(found).savefig(picture, format="png", dpi=120)
     text = to_json(found)
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -189,7 +198,7 @@ def solve(problem: Problem, built: Any) -> Reconstruction:
 
 def _folder(title: str) -> str:
     """A title as the name of a folder."""
-    return "-".join("".join(c if c.isalnum() else " " for c in title).split()).lower()[:80] or "problem"
+    return "-".join("".join(c if c.isascii() and c.isalnum() else " " for c in title).split()).lower()[:80] or "problem"
 
 
 def _log(problem: Problem, found: Reconstruction, text: str, picture: bytes, built: Any) -> None:

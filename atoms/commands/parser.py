@@ -88,7 +88,17 @@ def readable() -> Iterator[None]:
     except RecursionError as error:
         raise AtomsError("config: too deep, or it refers to itself: write it out flat") from error
     except (ValueError, TypeError, KeyError, AttributeError, OverflowError, OSError) as error:
+        if (own := _own(error)) is not None:
+            raise own from None
         raise AtomsError(f"the settings cannot be read ({one_line(str(error)) or type(error).__name__})") from error
+
+
+def _own(error: BaseException) -> AtomsError | None:
+    """What we said of settings ourselves, where jsonargparse raises something else because of it."""
+    cause = error.__cause__
+    while cause is not None and not isinstance(cause, AtomsError):
+        cause = cause.__cause__
+    return cause
 
 
 def require_settings(config: Any, made: dict[str, Any]) -> None:
@@ -134,7 +144,7 @@ def one_line(text: str) -> str:
     said = text[key.end() :] if key else text
     union = _ALTERNATIVES.search(said)
     if union:
-        reasons = re.findall(r"^    - (.*)", union[1], re.MULTILINE)
+        reasons = re.findall(r"^    - (.*:\n {6,}.*|.*)", union[1], re.MULTILINE)  # after a colon it goes on
         said = " or ".join(dict.fromkeys(reason for reason in reasons if _NULL not in reason))
         if said.startswith("Expected") and ". Got value: " not in said:
             said += f". Got value: {union[2]}"

@@ -18,9 +18,11 @@ from atoms.information.lattice import join
 from atoms.information.measures import Measure, entropy_of
 from atoms.information.variable import SampleSpace, Variable, common_space, compressed
 from atoms.memory import require_memory
+from atoms.progress import Meter
 
 UNSEEN = 0.05
 """Share of the probability on values never sampled above which entropies of samples are warned of."""
+_LONG = 10**7  # outcomes times resamplings from which progress is shown
 
 
 class FewSamplesWarning(UserWarning):
@@ -113,7 +115,8 @@ def estimate(
     """A measure of sampled variables with its bias and its interval; of known ones, exact, an interval of no width.
 
     The interval is the basic bootstrap's, [2 θ - q_high, 2 θ - q_low] for quantiles q of the measure over resamplings:
-    resampling repeats the bias of θ, so that percentiles themselves would lie too low by twice as much. A measure that
+    resampling repeats the bias of θ, so that percentiles themselves would lie too low by twice as much. It knows no
+    upper bound: of a variable that is nearly uniform it lies about log2 of its values, or above. A measure that
     is 0 in the sample for want of a counterexample is 0 in every resampling; with N samples and none, fewer than 3 / N
     of all are counterexamples, at 95 %.
 
@@ -181,7 +184,9 @@ def estimate_all(
     ends = dict.fromkeys(asked, (math.nan, math.nan))
     if resamples:
         draw = _draws(variables, next(iter(small.values())).space, seed, groups)
-        again = _again(moved, (draw() for _ in range(resamples)))
+        outcomes = len(next(iter(small.values())).space)
+        with Meter("resample", resamples, "resamplings", enabled=outcomes * resamples > _LONG) as meter:
+            again = _again(moved, (draw() for _ in range(resamples)), meter)
         for name, value in values.items():
             low, high = np.quantile(again[name], [(1 - level) / 2, (1 + level) / 2])
             ends[name] = max(0.0, float(2 * value - high)), max(0.0, float(2 * value - low))
@@ -192,7 +197,7 @@ def estimate_all(
 
 
 def _again(
-    asked: Mapping[str, tuple[Measure, tuple[Variable, ...]]], drawn: Iterable[NDArray[np.float64]]
+    asked: Mapping[str, tuple[Measure, tuple[Variable, ...]]], drawn: Iterable[NDArray[np.float64]], meter: Meter
 ) -> dict[str, list[float]]:
     """The measures on outcomes of other weights."""
     numbered: dict[tuple[int, ...], Variable] = {}
@@ -207,6 +212,7 @@ def _again(
 
         for name, (measure, own) in asked.items():
             found[name].append(measure(*own, entropy=entropy))
+        meter.advance(1)
     return found
 
 

@@ -22,11 +22,12 @@ from atoms.information.variable import SampleSpace
 from atoms.memory import require_memory
 
 _SOURCE = "Delsol et al. 2024 (arXiv 2306.15540)"
+_LARGEST = 2**40
 Part = Literal["sign", "magnitude", "square"]
 
 
 def sign_and_magnitude(
-    values: list[float], probabilities: list[float] | None = None, parts: list[Part] | None = None
+    values: list[int | float], probabilities: list[float] | None = None, parts: list[Part] | None = None
 ) -> Problem:
     """A number from its sign and its absolute value.
 
@@ -49,8 +50,8 @@ def sign_and_magnitude(
         [2.0, 1.0, 1.0]
     """
     points = as_array(values)
-    points = points.astype(np.float64) if points.dtype.kind in "iuf" else np.full(1, np.nan)
-    if points.ndim != 1 or not len(points) or not np.isfinite(points).all() or len(np.unique(points)) < len(points):
+    numbers = points.dtype.kind in "iuf" and points.ndim == 1 and len(points) and bool(np.isfinite(points).all())
+    if not numbers or len(np.unique(points)) < len(points):
         raise AtomsError(f"values is {printable(reprlib.repr(values))}: give finite numbers, each once")
     names = ["sign", "magnitude"] if parts is None else list(parts)
     functions = {"sign": np.sign, "magnitude": np.abs, "square": np.square}
@@ -61,7 +62,7 @@ def sign_and_magnitude(
     return Problem(
         space.variable(lambda x: x),
         tuple(space.variable(functions[name], symbols[name]) for name in names),
-        "a number from its sign and absolute value",
+        f"a number from {' and '.join(symbols[name] for name in names)}",
         _SOURCE,
     )
 
@@ -144,18 +145,20 @@ def prime_signature(
     if len(set(numbers)) < len(numbers):
         (twice, _), *_ = Counter(numbers).most_common(1)
         raise AtomsError(f"numbers holds {twice} twice: give positive integers, each once")
-    if max(numbers) >= 2**62:
-        raise AtomsError(f"numbers holds {max(numbers)}: give integers below 2^62")
+    if max(numbers) > _LARGEST:
+        raise AtomsError(f"numbers holds {max(numbers)}: give integers up to 2^40, whose factors are found in time")
     factors = _primes_of(numbers) if primes is None else list(primes)
     for p in factors:
-        if not _is_prime(p):
-            raise AtomsError(f"primes holds {p}, which is none: leave it out")
+        if not 1 < p <= _LARGEST or not _is_prime(p):
+            raise AtomsError(f"primes holds {p}, which is none up to 2^40: leave it out")
     if not factors:
-        raise AtomsError("no prime divides any of the numbers: give a number above 1")
+        said = "no prime divides any of the numbers" if primes is None else "primes is empty"
+        raise AtomsError(f"{said}: give {'a number above 1' if primes is None else 'at least one, or leave it out'}")
     values = np.asarray(numbers, np.int64)
     space = SampleSpace.uniform(values) if probabilities is None else SampleSpace.of(probabilities, values)
     components = tuple(space.variable(lambda x, p=p: _valuation(x, p), f"v{p}") for p in factors)
-    return Problem(space.variable(lambda x: x), components, "an integer from its prime signature", _SOURCE)
+    known = "its prime signature" if primes is None else f"its exponents of {', '.join(map(str, factors))}"
+    return Problem(space.variable(lambda x: x), components, f"an integer up to {max(numbers)} from {known}", _SOURCE)
 
 
 def integers_up_to(limit: int, primes: list[int] | None = None) -> Problem:
@@ -229,7 +232,7 @@ def chinese_remainders(modulus: int, moduli: list[int]) -> Problem:
     return Problem(
         space.variable(lambda x: x),
         tuple(space.variable(lambda x, m=m: x % min(m, modulus), f"X mod {m}") for m in moduli),
-        f"a number below {modulus} from its remainders",
+        f"a number below {modulus} from its remainders by {', '.join(map(str, moduli))}",
         _SOURCE,
     )
 

@@ -68,6 +68,7 @@ def greedy_gain(fit: Signs, select: Signs, score: Signs, classes: int, steps: in
     The label is predicted from the signs of the features taken, by counting rows with the same signs, with what was
     known before the last feature as a prior. A feature is taken for the bits its counts on the rows to fit to save on
     the rows to select by, so that having many to choose from is no merit; what is left is told on rows of neither.
+    One whose sign follows, on the rows to fit to, from those taken before it saves nothing.
 
     Args:
         fit: Rows to count.
@@ -117,18 +118,25 @@ def _savings(
     whole = [np.asarray(each.sum(0)).reshape(1, patterns, classes) for each in cells]
     for first in range(0, features, block):
         own = slice(first, min(first + block, features))
-        saved = np.zeros(own.stop - first)
+        saved, divides = np.zeros(own.stop - first), np.zeros(own.stop - first, bool)
         rest = [np.broadcast_to(each, (own.stop - first, patterns, classes)).copy() for each in whole]
         signs = [(fit.positive, select.positive)]
-        if fit.negative is not None and select.negative is not None:
-            signs.append((fit.negative, select.negative))
+        if fit.negative is not None or select.negative is not None:
+            signs.append((_negative(fit), _negative(select)))
         for sides in signs:
             with_sign = [_count(side[:, own], each, patterns) for side, each in zip(sides, cells, strict=True)]
             saved += _saved(with_sign[0], with_sign[1], model, known)
+            rows = with_sign[0].sum(2)
+            divides |= ((rows > 0) & (rows < whole[0].sum(2))).any(1)
             for place in (0, 1):
                 rest[place] -= with_sign[place]
         saved += _saved(rest[0], rest[1], model, known)
-        yield first, saved / len(select.labels)
+        yield first, np.where(divides, saved, 0) / len(select.labels)
+
+
+def _negative(signs: Signs) -> Any:
+    """Where features are negative, (n, F) sparse, be it nowhere."""
+    return sparse.csr_matrix(signs.positive.shape) if signs.negative is None else signs.negative
 
 
 def _cells(pattern: _Labels, labels: _Labels, model: _Floats) -> Any:

@@ -58,6 +58,8 @@ def as_array(values: Any) -> NDArray[Any]:
     if isinstance(values, torch.Tensor):
         host = values.detach().cpu()
         return (host.float() if host.dtype == torch.bfloat16 else host).numpy()  # numpy knows no bfloat16
+    if isinstance(values, np.ma.MaskedArray):
+        return as_array(values.tolist())  # None for what is masked
     if isinstance(values, np.ndarray):
         return values
     try:

@@ -9,6 +9,7 @@ Source: Delsol et al. 2024, An information theoretic condition for perfect recon
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -37,11 +38,12 @@ ROUNDING = 1e-9
 _WITNESSES = 5
 
 
-@dataclass(frozen=True, eq=False)
 class Problem:
     """A variable and the components it is to be rebuilt from.
 
-    Attributes:
+    A plain class, so that a config may name a function that makes one and set its arguments.
+
+    Args:
         x: The variable.
         components: What is known of it; should be functions of it.
         title: What the problem is called.
@@ -49,11 +51,11 @@ class Problem:
         groups: Group of every sample, where samples of a group are not independent.
     """
 
-    x: Variable
-    components: tuple[Variable, ...]
-    title: str
-    source: str = ""
-    groups: Any = None
+    def __init__(
+        self, x: Variable, components: Sequence[Variable], title: str, source: str = "", groups: Any = None
+    ) -> None:
+        self.x, self.components = x, tuple(components)
+        self.title, self.source, self.groups = title, source, groups
 
 
 class Verdict(StrEnum):
@@ -112,15 +114,15 @@ class Reconstruction:
         redundancy: R = Σ H(X_i) - H(X_1, …, X_n). Where components are functions of X,
             ``gap = H(X) - Σ H(X_i) + R`` exactly.
         independent: Whether components are mutually independent. Then the condition is sufficient.
-        condition: Whether Σ D(X, X_i) ≤ (n - 1) H(X).
-        slack: (n - 1) H(X) - Σ D(X, X_i) = Σ H(X_i) - H(X), where components are functions of X.
-        rajski_slack: n - 1 - Σ d(X, X_i).
+        condition: Whether Σ D(X, X_i) ≤ (n - 1) H(X); None where a component is no function of X.
+        slack: (n - 1) H(X) - Σ D(X, X_i) = Σ H(X_i) - H(X); NaN where a component is no function of X.
+        rajski_slack: n - 1 - Σ d(X, X_i); NaN there too.
         verdict: What may be said.
         witnesses: Pairs of values of X that all components confuse, up to five of them.
         confused: Number of values of X that share all components with another.
         subsets: Sets of components that determine X; None where the verdict is `Verdict.NOT_APPLICABLE`.
-        estimates: Where X was sampled: by name (``H(X)``, ``H(joint)``, ``gap``, ``R``, ``H(NAME)`` of components),
-            with bias and interval.
+        estimates: Where X was sampled: by name (``H(X)``, ``H(joint)``, ``gap``, ``R``, ``H(NAME)`` of components,
+            with their number where the name is taken), with bias and interval.
         notes: What else is to be said, a sentence each.
     """
 
@@ -134,7 +136,7 @@ class Reconstruction:
     gap: float
     redundancy: float
     independent: bool
-    condition: bool
+    condition: bool | None
     slack: float
     rajski_slack: float
     verdict: Verdict
@@ -153,7 +155,10 @@ class Reconstruction:
             alien = next(component for component in self.components if not component.is_function)
             assert alien.witness is not None
             value, one, other = alien.witness
-            return f"{alien.name} is no function of {self.x}: where that is {value!r}, it is {one!r} and {other!r}"
+            still = f"; all the same, components determine {self.x}" if not self.confused else ""
+            return (
+                f"{alien.name} is no function of {self.x}: where that is {value!r}, it is {one!r} and {other!r}{still}"
+            )
         if self.verdict is Verdict.RULED_OUT:
             return f"the components are too far from {self.x}: {sides}"
         if self.verdict is Verdict.NOT_PERFECT:
@@ -205,19 +210,16 @@ def perfect_reconstruction(
     x, *components = compressed(given)
     parts = tuple(_component(x, each) for each in components)
     n, h = len(parts), entropy(x)
-    joint, gap = entropy(*components), conditional_entropy(x, *components)
-    whole = join(*components)
-    confused, witnesses = _confused(x, whole)
-    functions = all(part.is_function for part in parts)
-    slack = (n - 1) * h - sum(part.distance for part in parts)
-    condition = slack >= -ROUNDING * n
-    if not functions:
-        verdict = Verdict.NOT_APPLICABLE
-    elif not confused:
-        verdict, gap = Verdict.PERFECT, 0.0
+    confused, witnesses = _confused(x, join(*components))
+    subsets, condition, slack, rajski_slack = None, None, math.nan, math.nan
+    if all(part.is_function for part in parts):
+        slack = (n - 1) * h - sum(part.distance for part in parts)
+        rajski_slack = n - 1 - sum(part.rajski for part in parts)
+        condition = slack >= -ROUNDING * n
+        verdict = Verdict.PERFECT if not confused else Verdict.NOT_PERFECT if condition else Verdict.RULED_OUT
+        subsets = sufficient_subsets(*_by_value(x, components))
     else:
-        verdict = Verdict.NOT_PERFECT if condition else Verdict.RULED_OUT
-    alone = _by_value(x, components) if functions else None
+        verdict = Verdict.NOT_APPLICABLE
     return Reconstruction(
         title=title,
         x=x.name,
@@ -225,17 +227,17 @@ def perfect_reconstruction(
         draws=space.draws,
         entropy=h,
         components=parts,
-        joint=joint,
-        gap=gap,
+        joint=entropy(*components),
+        gap=conditional_entropy(x, *components) if confused else 0.0,
         redundancy=redundancy(*components),
         independent=independent(*components),
         condition=condition,
         slack=slack,
-        rajski_slack=n - 1 - sum(part.rajski for part in parts),
+        rajski_slack=rajski_slack,
         verdict=verdict,
         witnesses=witnesses,
         confused=confused,
-        subsets=None if alone is None else sufficient_subsets(*alone),
+        subsets=subsets,
         estimates={} if space.draws is None else _estimates(given[0], given[1:], resamples, seed, groups),
         notes=tuple(_notes(x, components, verdict)),
     )
@@ -260,8 +262,10 @@ def _confused(x: Variable, whole: Variable) -> tuple[int, tuple[tuple[Any, Any],
     """How many values of X share the value of `whole` with another, and the first pairs of them."""
     left, right = distinct_pairs(whole.part, x.part)  # in ascending order, values that are confused side by side
     alone = np.bincount(left, minlength=whole.size)[left] == 1
-    pairs = np.flatnonzero(left[1:] == left[:-1])[:_WITNESSES]
-    witnesses = tuple((x.symbol(int(right[at])), x.symbol(int(right[at + 1]))) for at in pairs)
+    same = np.flatnonzero(left[1:] == left[:-1])
+    pairs = np.stack([right[same], right[same + 1]], 1)
+    firsts = np.sort(np.unique(pairs, axis=0, return_index=True)[1])[:_WITNESSES]
+    witnesses = tuple((x.symbol(int(one)), x.symbol(int(other))) for one, other in pairs[firsts])
     return len(np.unique(right[~alone])), witnesses
 
 
@@ -278,9 +282,11 @@ def _by_value(x: Variable, components: Sequence[Variable]) -> tuple[Variable, li
 def _estimates(
     x: Variable, components: Sequence[Variable], resamples: int, seed: int, groups: Any
 ) -> dict[str, Estimate]:
-    asked: dict[str, tuple[Measure, tuple[Variable, ...]]] = {
-        f"H({x.name})": (entropy, (x,)),
-        **{f"H({component.name})": (entropy, (component,)) for component in components},
+    asked: dict[str, tuple[Measure, tuple[Variable, ...]]] = {f"H({x.name})": (entropy, (x,))}
+    for number, component in enumerate(components, start=1):
+        name = f"H({component.name})"
+        asked[f"{name} #{number}" if name in (*asked, "H(joint)") else name] = entropy, (component,)
+    asked |= {
         "H(joint)": (entropy, tuple(components)),
         "gap": (conditional_entropy, (x, *components)),
         "R": (redundancy, tuple(components)),

@@ -59,12 +59,11 @@ def numbers(found: Reconstruction) -> dict[str, float]:
         "joint": found.joint,
         "gap": found.gap,
         "redundancy": found.redundancy,
-        "slack": found.slack,
-        "rajski_slack": found.rajski_slack,
-        "condition": float(found.condition),
         "perfect": float(found.verdict is Verdict.PERFECT),
         "confused": float(found.confused),
     }
+    if found.condition is not None:
+        scalars |= {"condition": float(found.condition), "slack": found.slack, "rajski_slack": found.rajski_slack}
     if found.subsets is not None and found.subsets.greedy:
         smallest = found.subsets.minimal[0] if found.subsets.minimal else found.subsets.greedy
         scalars["sufficient"] = float(len(smallest))
@@ -81,7 +80,7 @@ def screen(found: Reconstruction, *, plain: bool = False) -> RenderableType:
     table = Table(box=None if plain else box.SIMPLE_HEAD, pad_edge=not plain, show_edge=not plain)
     table.add_column("component")
     for head in ("values", "H", f"H({found.x}|·)", f"H(·|{found.x})", "D", "d"):
-        table.add_column(head, justify="right", no_wrap=True)
+        table.add_column(Text(head), justify="right", no_wrap=True)
     for part in found.components:
         cells = (part.entropy, part.unknown, part.extra, part.distance, part.rajski)
         table.add_row(Text(part.name), f"{part.size:,}", *(f"{value:.3f}" for value in cells))
@@ -91,13 +90,13 @@ def screen(found: Reconstruction, *, plain: bool = False) -> RenderableType:
     lines.add_column(no_wrap=True)
     lines.add_column()
     for name, line in _lines(found):
-        lines.add_row(name, Text(line, _COLOURS[found.verdict] if name == "verdict" and not plain else ""))
+        lines.add_row(Text(name), Text(line, _COLOURS[found.verdict] if name == "verdict" and not plain else ""))
     return Group(*([Text(found.title)] if found.title else []), Text(head), table, lines)
 
 
 def _lines(found: Reconstruction) -> Iterator[tuple[str, str]]:
-    n, applies = len(found.components), found.verdict is not Verdict.NOT_APPLICABLE
-    if applies:
+    n = len(found.components)
+    if found.condition is not None:
         total, rajski = (sum(getattr(part, name) for part in found.components) for name in ("distance", "rajski"))
         how = "not met" if not found.condition else "met with equality" if found.slack <= ROUNDING * n else "met"
         sign = "≤" if found.condition else ">"

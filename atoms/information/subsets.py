@@ -12,7 +12,7 @@ from atoms.information.measures import entropy_of
 from atoms.information.variable import Variable
 
 Part = tuple[Labels, int]
-_STEPS = 2**25  # labels looked at in an exhaustive search, at the most
+_STEPS = 2**22  # labels looked at in an exhaustive search, at the most
 
 
 @dataclass(frozen=True)
@@ -83,7 +83,9 @@ def _greedy(x: Variable, components: Sequence[Variable]) -> tuple[list[int], lis
             for place, component in enumerate(components)
             if place not in order
         }
-        best = max(entropies, key=lambda place: (round(entropies[place], 12), -place))
+        best = max(
+            entropies, key=lambda place: (round(entropies[place], 12), -place)
+        )  # equal but for rounding: the first
         joined = _together(known, components[best].part)
         if joined[1] == known[1]:
             break

@@ -58,8 +58,8 @@ def table_problem(
     else:
         weights = _numbers(table, weight, path)
         space = SampleSpace.of_samples(len(weights), weights) if counts else SampleSpace.of(weights)
-    x, *parts = (_variable(space, table, name, bins) for name in [target, *names])
-    return Problem(x, tuple(parts), f"{target} of {Path(path).name}", str(path))
+    x, *parts = (_variable(space, table, name, bins).named(printable(name)) for name in [target, *names])
+    return Problem(x, tuple(parts), printable(f"{target} of {Path(path).name}"), str(path))
 
 
 def _read(path: str, target: str, components: Sequence[str] | None, weight: str | None) -> Any:
@@ -92,6 +92,8 @@ def _read(path: str, target: str, components: Sequence[str] | None, weight: str 
         return pc.read_csv(file, parse_options=delimiter, convert_options=options)
     except pa.ArrowException as error:
         raise AtomsError(f"table: {path} cannot be read ({printable(str(error))}): mend or rewrite it") from error
+    except UnicodeDecodeError as error:
+        raise AtomsError(f"table: the header of {path} is not UTF-8 text ({error.reason}): save it as UTF-8") from error
     except OSError as error:
         raise AtomsError(f"table: {path} cannot be read ({error.strerror or error}): mend the path") from error
 
@@ -122,12 +124,19 @@ def _variable(space: SampleSpace, table: Any, name: str, bins: int | None) -> Va
     try:
         coded = column.combine_chunks().dictionary_encode()
     except pa.ArrowNotImplementedError:  # lists and the like
-        return space.variable(column.to_pylist(), name)
+        return space.variable([_fixed(value) for value in column.to_pylist()], name)
     if isinstance(coded, pa.ChunkedArray):
         coded = coded.combine_chunks()
     numbered = space.variable(coded.indices.to_numpy(), name)
     words = coded.dictionary
     return replace(numbered, value_at=lambda outcome: words[int(numbered.value_at(outcome))].as_py())
+
+
+def _fixed(value: Any) -> Any:
+    """A value as one that can be looked up: lists and dictionaries as tuples."""
+    if isinstance(value, dict):
+        return tuple((key, _fixed(inner)) for key, inner in value.items())
+    return tuple(map(_fixed, value)) if isinstance(value, list) else value
 
 
 def _binned(space: SampleSpace, values: NDArray[Any], name: str, bins: int) -> Variable:

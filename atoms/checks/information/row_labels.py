@@ -97,7 +97,8 @@ def questions(train: SiteRows, held_out: SiteRows, learnt: Sampled, judged: Samp
         edges = np.unique(np.quantile(positions[0], np.arange(1, POSITIONS) / POSITIONS, method="inverted_cdf"))
         parts = np.searchsorted(edges, positions[0]), np.searchsorted(edges, positions[1])
         yield across("position", parts, len(edges) + 1)
-        yield _document(judged, groups[1], positions[1])
+        if (groups[1] >= 0).any():
+            yield _document(judged, groups[1], positions[1])
 
 
 def _document(judged: Sampled, groups: _Rows, positions: _Rows) -> Question:
