@@ -1,9 +1,10 @@
-"""What docstrings of the information lattice show is what comes out."""
+"""What docstrings and the page of the information lattice show is what comes out."""
 
 import doctest
 import importlib
 import inspect
 import pkgutil
+from pathlib import Path
 
 import pytest
 
@@ -18,3 +19,10 @@ def test_examples_of_docstrings(name):
     result = doctest.testmod(module)
     assert result.failed == 0
     assert bool(result.attempted) == (">>> " in inspect.getsource(module))
+
+
+def test_examples_of_the_page():
+    page = Path(__file__).parents[1] / "docs" / "information.md"
+    failed, attempted = doctest.testfile(str(page), module_relative=False)
+    assert failed == 0
+    assert attempted > 10
