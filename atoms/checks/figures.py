@@ -34,6 +34,7 @@ _CLOUDS = {
 _BARS = 60
 _FLOOR = 1e-4  # of densities
 _SINGULAR = 1e-12
+_ROUNDED = 0.01  # of distances, by what corrects entropies of samples
 
 _Floats = NDArray[np.float64]
 
@@ -493,7 +494,8 @@ def _information(source: _Source) -> Figure:
             each.plot([], [], "o", color=colour, label=f"{name}: at least {distance.min():.3f}")
         rates, distances = (np.concatenate(parts) for parts in zip(*points[label].values(), strict=True))
         curve = np.geomspace(rates.min() / 1.5, min(1.0, 1.5 * rates.max()), 200)
-        each.plot(curve, least_rajski(curve, known[label]), color=INK, linewidth=1, label="a function of the label")
+        if (least_rajski(rates, known[label]) <= distances + _ROUNDED).all():  # codes of either sign may come nearer
+            each.plot(curve, least_rajski(curve, known[label]), color=INK, linewidth=1, label="a function of the label")
         each.set_xscale("log")
         each.set_ylim(max(0.0, 1 - 1.6 * (1 - distances.min())) - 0.01, 1.01)
         _below(each)

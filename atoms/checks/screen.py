@@ -65,9 +65,8 @@ LINES = (
     Line("rows with a T5 window (θ in it)", "identifiability/window", ".3f", "identifiability/deployed_window"),
     Line("matched |cos| across seeds (random)", "stability/mean", ".3f", "stability/random_mean"),
     Line("probe AUROC, one atom (one coordinate)", "use/auroc_codes_1", ".3f", "use/auroc_raw_1"),
-    Line("bits of the token codes tell (random)", "information/token_told", ".2f", "information/token_told_random"),
-    Line("bits five atoms tell (five random)", "information/token_told_5", ".2f", "information/token_told_5_random"),
-    Line("atoms that tell the classes (random)", "information/class_atoms", ".0f", "information/class_atoms_random"),
+    Line("bits of the token told (random)", "information/token_told", ".2f", "information/token_told_random"),
+    Line("by five atoms (coordinates)", "information/token_told_5", ".2f", "information/token_told_5_coordinates"),
 )
 
 

@@ -28,6 +28,22 @@ from atoms.training.certificate_log import NOWHERE
 from atoms.training.mlflow_logger import AtomsMLFlowLogger
 
 FILE = "information.json"
+_UNIT = "a unit (--ckpt_path, --unit, --units)"
+_LABELS = ("--table", "--data.store")
+_BELONG: dict[str, tuple[Any, tuple[str, ...]]] = {
+    "target": (None, _LABELS),
+    "components": (None, _LABELS),
+    "counts": (None, ("--table",)),
+    "probabilities": (None, ("--table",)),
+    "bins": (None, ("--table",)),
+    "split": ("train", ("--data.store",)),
+    "resamples": (200, ("--problem", *_LABELS)),
+    "seed": (0, ("--problem", *_LABELS)),
+    "seeds": ([], ()),
+    "noise": (False, ()),
+    "checks.skip": ([], ()),
+}
+"""What settings are if nothing is said, and where they say something."""
 _COLUMNS = {"token": "token_id", "position": "position", "document": "doc_id"}
 
 
@@ -78,22 +94,43 @@ def run(words: list[str]) -> None:
         settings = parser.parse_args(words)
         built = parser.instantiate_classes(settings)
     quiet()
+    if _mode(built) == _UNIT:
+        _of_units(built)
+    else:
+        solve(_problem(built), built)
+
+
+def _mode(built: Any) -> str:
+    """What is asked: one thing, with no setting that belongs to another.
+
+    Raises:
+        AtomsError: Otherwise.
+    """
     units = any((built.ckpt_path, built.unit, built.units))
     asked = {
-        "problem": built.problem is not None,
-        "table": built.table is not None,
-        "data.store": built.data.store is not None and not units,
-        "a unit (ckpt_path, unit, units)": units,
+        "--problem": built.problem is not None,
+        "--table": built.table is not None,
+        _UNIT: units,
+        "--data.store": built.data.store is not None and not units,
     }
-    if sum(asked.values()) > 1:
-        raise AtomsError(f"{' and '.join(name for name in asked if asked[name])} are set: ask one thing at a time")
-    if units:
-        _of_units(built)
-        return
-    problem = _problem(built)
+    modes = [mode for mode, given in asked.items() if given]
+    if not modes:
+        raise AtomsError(
+            "nothing to look at: name a table with --table, a store with --data.store, a unit with --ckpt_path or "
+            "--unit, or a problem with --problem"
+        )
+    if len(modes) > 1:
+        raise AtomsError(f"{' and '.join(modes)} are set: ask one thing at a time")
+    for name, (usual, where) in _BELONG.items():
+        value: Any = built
+        for part in name.split("."):
+            value = getattr(value, part)
+        if value != usual and modes[0] not in where:
+            said = f"it belongs to {' and '.join(where)}" if where else "this command has no use for it"
+            raise AtomsError(f"{name} is {value} beside {modes[0]}: {said}, leave it out")
     if built.resamples < 0:
         raise AtomsError(f"resamples is {built.resamples}: give 0 or more")
-    solve(problem, built)
+    return modes[0]
 
 
 def _of_units(built: Any) -> None:
@@ -108,11 +145,6 @@ def _of_units(built: Any) -> None:
 def _problem(built: Any) -> Problem:
     if built.problem is not None:
         return built.problem  # type: ignore[no-any-return]
-    if built.table is None and built.data.store is None:
-        raise AtomsError(
-            "nothing to look at: name a table with --table, a store with --data.store, a unit with --ckpt_path or "
-            "--unit, or a problem with --problem"
-        )
     if built.target is None:
         raise AtomsError("target is not set: name what is to be rebuilt with --target")
     if built.table is not None:

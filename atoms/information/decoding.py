@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import math
 import warnings
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy import sparse
 from scipy.optimize import brentq
 
 STRENGTHS = (1e-4, 1e-3, 1e-2, 1e-1)
@@ -16,6 +18,7 @@ STRENGTHS = (1e-4, 1e-3, 1e-2, 1e-1)
 BLIND = (1e-3, 0.03, 0.1, 0.3, 1.0)
 """Shares of the prediction left to the shares of the classes; 1 for a decoder that learnt nothing."""
 _ITERATIONS, _TOLERANCE = 100, 1e-3
+_DENSE = 0.5  # share of features that are not 0 from which they are held and centred as a dense matrix
 
 _Labels = NDArray[np.int64]
 
@@ -29,7 +32,8 @@ class Decoding:
         costs: Bits of every row, (n,), of which that is the mean.
         error: Share of these rows whose label it gets wrong.
         fano: Least error a decoder can have if H(label | features) is `bits`, by Fano's inequality. Where the decoder
-            is far from the best one, less may be left than `bits`, and this bounds nothing.
+            is far from the best one, less may be left than `bits`, and this bounds nothing; NaN where that shows, as
+            this decoder errs less.
         strength: Inverse strength of regularisation that was chosen.
         blind: Share left to the shares of the classes that was chosen.
     """
@@ -58,7 +62,8 @@ class Split:
 def decode(fit: Split, select: Split, score: Split, classes: int) -> Decoding:
     """Fit a multinomial logistic regression, choose how far to trust it, and score it, each on rows of its own.
 
-    Features are divided by their root mean square over the rows to fit to, so that regularisation is the same for all.
+    Features are taken in standard deviations over the rows to fit to, and from their mean where most are not 0, so that
+    neither a unit nor an offset matters to the regularisation.
     Predicted probabilities are mixed with the shares of the classes, so that features that tell nothing cost nothing
     and no row costs infinitely many bits.
 
@@ -71,8 +76,7 @@ def decode(fit: Split, select: Split, score: Split, classes: int) -> Decoding:
     from sklearn.exceptions import ConvergenceWarning  # slow to import
     from sklearn.linear_model import LogisticRegression
 
-    scale = _scale(fit.features)
-    parts = [_scaled(part.features, scale) for part in (fit, select, score)]
+    parts = _standard(fit.features, [part.features for part in (fit, select, score)])
     shares = class_shares(fit.labels, classes)
     known = np.flatnonzero(np.bincount(fit.labels, minlength=classes))
     best = costs(np.broadcast_to(shares, (len(select.labels), classes)), select.labels).mean(), STRENGTHS[0], 1.0
@@ -91,7 +95,8 @@ def decode(fit: Split, select: Split, score: Split, classes: int) -> Decoding:
     scored = costs((1 - best[2]) * told + best[2] * shares, score.labels)
     bits = float(scored.mean())
     error = float((((1 - best[2]) * told + best[2] * shares).argmax(1) != score.labels).mean())
-    return Decoding(bits, scored, error, fano_error(bits, classes), best[1], best[2])
+    fano = fano_error(bits, classes)
+    return Decoding(bits, scored, error, fano if fano <= error else math.nan, best[1], best[2])
 
 
 def class_shares(labels: _Labels, classes: int) -> NDArray[np.float64]:
@@ -131,16 +136,25 @@ def fano_error(bits: float, classes: int) -> float:
     return most if allowed(most) <= 0 else float(brentq(allowed, 0, most))
 
 
-def _scale(features: Any) -> NDArray[np.float64]:
-    """Root mean square of every feature, 1 for one that is always 0."""
-    square: Any = features.multiply(features) if hasattr(features, "multiply") else np.square(features, dtype=float)
-    root = np.sqrt(np.asarray(square.mean(0), np.float64).ravel())
-    return np.where(root > 0, root, 1.0)
+def _standard(fit: Any, parts: Sequence[Any]) -> list[Any]:
+    """Features in standard deviations of the first; sparse ones stay uncentred unless most are not 0."""
+    if not isinstance(fit, np.ndarray):
+        if fit.nnz > _DENSE * fit.shape[0] * fit.shape[1]:
+            return _standard(fit.toarray(), [part.toarray() for part in parts])
+        mean = np.asarray(fit.mean(0, dtype=np.float64)).ravel()
+        exact = fit.astype(np.float64)
+        largest = float(np.abs(exact.data).max(initial=0.0)) or 1.0  # squares of tiny or huge ones would not be numbers
+        square = np.asarray((exact / largest).power(2).mean(0)).ravel() - (mean / largest) ** 2
+        by = largest * _positive(np.sqrt(np.maximum(square, 0)))
+        return [(part.astype(np.float64) @ sparse.diags(1 / by)).astype(np.float32).tocsr() for part in parts]
+    exact = np.asarray(fit, np.float64)
+    mean, deviation = exact.mean(0), _positive(exact.std(0))
+    return [((part - mean) / deviation).astype(np.float32) for part in parts]
 
 
-def _scaled(features: Any, scale: NDArray[np.float64]) -> Any:
-    by = (1 / scale).astype(np.float32)
-    return features.multiply(by).tocsr() if hasattr(features, "multiply") else features * by
+def _positive(values: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Values to divide by: 1 in place of 0."""
+    return np.where(values > 0, values, 1.0)
 
 
 def _spread(told: NDArray[Any], known: NDArray[np.int64], classes: int) -> NDArray[np.float64]:

@@ -15,7 +15,7 @@ from scipy import sparse
 from atoms.errors import AtomsError
 from atoms.information.labels import as_array, label, masses, weigh
 from atoms.information.lattice import join
-from atoms.information.measures import Measure, entropy_of
+from atoms.information.measures import Measure, conditional_entropy, entropy, entropy_of
 from atoms.information.variable import SampleSpace, Variable, common_space, compressed
 from atoms.memory import require_memory
 from atoms.progress import Meter
@@ -100,7 +100,8 @@ def few_samples(*variables: Variable) -> str | None:
     return (
         f"{space.draws:,} samples are too few for the {np.count_nonzero(counts):,} values seen of ({names}): "
         f"{missing:.0%} of the samples have one that was seen once, so about as much of the probability lies on values "
-        f"never seen; the entropy is too low by at least {_bias(counts, space.draws):.3f} bits."
+        f"never seen; their entropy is too low, by {_bias(counts, space.draws):.3f} bits to first order, and "
+        "information and redundancy are too high."
     )
 
 
@@ -116,9 +117,10 @@ def estimate(
 
     The interval is the basic bootstrap's, [2 θ - q_high, 2 θ - q_low] for quantiles q of the measure over resamplings:
     resampling repeats the bias of θ, so that percentiles themselves would lie too low by twice as much. It knows no
-    upper bound: of a variable that is nearly uniform it lies about log2 of its values, or above. A measure that
-    is 0 in the sample for want of a counterexample is 0 in every resampling; with N samples and none, fewer than 3 / N
-    of all are counterexamples, at 95 %.
+    upper bound: of a variable that is nearly uniform it lies about log2 of its values, or above. A measure that is 0 in
+    the sample for want of a counterexample is 0 in every resampling. There is no interval where there are too few
+    samples, nor by groups for a variable that mostly says which group a sample is from: groups are then what was
+    sampled, and too few. Miller and Madow's correction takes samples as independent, with groups or without.
 
     Args:
         measure: A function of `atoms.information.measures`, or one like them: variables, and ``entropy=``.
@@ -182,18 +184,35 @@ def estimate_all(
     moved = {name: (measure, tuple(small[id(each)] for each in own)) for name, (measure, own) in asked.items()}
     values = {name: measure(*own) for name, (measure, own) in moved.items()}
     ends = dict.fromkeys(asked, (math.nan, math.nan))
+    notes = {name: few_samples(*own) or _few_groups(own, groups) for name, (_, own) in asked.items()}
     if resamples:
         draw = _draws(variables, next(iter(small.values())).space, seed, groups)
         outcomes = len(next(iter(small.values())).space)
         with Meter("resample", resamples, "resamplings", enabled=outcomes * resamples > _LONG) as meter:
             again = _again(moved, (draw() for _ in range(resamples)), meter)
         for name, value in values.items():
-            low, high = np.quantile(again[name], [(1 - level) / 2, (1 + level) / 2])
-            ends[name] = max(0.0, float(2 * value - high)), max(0.0, float(2 * value - low))
+            if notes[name] is None:
+                low, high = np.quantile(again[name], [(1 - level) / 2, (1 + level) / 2])
+                ends[name] = max(0.0, float(2 * value - high)), max(0.0, float(2 * value - low))
     return {
-        name: Estimate(values[name], measure(*own, entropy=miller_madow), *ends[name], few_samples(*own))
+        name: Estimate(values[name], measure(*own, entropy=miller_madow), *ends[name], notes[name])
         for name, (measure, own) in moved.items()
     }
+
+
+def _few_groups(variables: Sequence[Variable], groups: Any) -> str | None:
+    """What is to be said where variables tell groups apart, which are then what was sampled."""
+    if groups is None:
+        return None
+    labels, size = label(_by_outcome(variables[0].space, groups), "groups")
+    group = Variable(variables[0].space, labels, size, "group", int)
+    for variable in variables:
+        if variable.size > 1 and conditional_entropy(variable, group) < 0.5 * entropy(variable):
+            return (
+                f"{variable.name} mostly says which of {group.size:,} groups a sample is from: groups not sampled have "
+                "values of their own, and resampling those there are gives no interval."
+            )
+    return None
 
 
 def _again(
@@ -204,14 +223,14 @@ def _again(
     found: dict[str, list[float]] = {name: [] for name in asked}
     for weights in drawn:
 
-        def entropy(*own: Variable, weights: NDArray[np.float64] = weights) -> float:
+        def reweighted(*own: Variable, weights: NDArray[np.float64] = weights) -> float:
             key = tuple(map(id, own))
             if key not in numbered:
                 numbered[key] = join(*own)
             return entropy_of(weigh(numbered[key].part, weights))
 
         for name, (measure, own) in asked.items():
-            found[name].append(measure(*own, entropy=entropy))
+            found[name].append(measure(*own, entropy=reweighted))
         meter.advance(1)
     return found
 
@@ -232,14 +251,19 @@ def _draws(
 def _by_group(variables: Sequence[Variable], groups: Any, outcomes: int) -> Any:
     """Weight of each outcome of the compressed space in each group, (groups, outcomes) sparse."""
     space = variables[0].space
-    given = as_array(groups)
-    if space.kept is not None and given.shape == space.kept.shape:
-        given = given[space.kept]
-    if given.ndim != 1 or len(given) != len(space):
-        raise AtomsError(f"groups has shape {given.shape} for {len(space):,} samples: give one each")
-    group, count = label(given, "groups")
+    group, count = label(_by_outcome(space, groups), "groups")
     if count < 2:
         raise AtomsError("groups are all the same: an interval needs at least two that differ")
     outcome = join(*variables).labels
     require_memory(32 * len(space), f"a table of {len(space):,} samples by group", "give fewer samples")
     return sparse.csr_matrix((space.weights, (group, outcome)), shape=(count, outcomes))
+
+
+def _by_outcome(space: SampleSpace, groups: Any) -> NDArray[Any]:
+    """The group of every outcome that has weight, (n,)."""
+    given = as_array(groups)
+    if space.kept is not None and given.shape == space.kept.shape:
+        given = given[space.kept]
+    if given.ndim != 1 or len(given) != len(space):
+        raise AtomsError(f"groups has shape {given.shape} for {len(space):,} samples: give one each")
+    return given

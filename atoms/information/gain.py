@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -68,14 +69,15 @@ def greedy_gain(fit: Signs, select: Signs, score: Signs, classes: int, steps: in
     The label is predicted from the signs of the features taken, by counting rows with the same signs, with what was
     known before the last feature as a prior. A feature is taken for the bits its counts on the rows to fit to save on
     the rows to select by, so that having many to choose from is no merit; what is left is told on rows of neither.
-    One whose sign follows, on the rows to fit to, from those taken before it saves nothing.
+    One whose sign follows, on the rows to fit to, from those taken before it saves nothing. It stops where the best
+    saves no more than the best of as many useless ones would by chance, √(2 ln F) standard errors for F features.
 
     Args:
         fit: Rows to count.
         select: Rows to choose by.
         score: Rows to score on.
         classes: Number of labels.
-        steps: Most features taken; fewer where none saves anything.
+        steps: Most features taken.
 
     Returns:
         The features in order.
@@ -92,10 +94,15 @@ def greedy_gain(fit: Signs, select: Signs, score: Signs, classes: int, steps: in
                 best, gain = first + here, float(saved[here])
         if best < 0:
             break
-        pattern = [3 * before + part.column(best) + 1 for before, part in zip(pattern, parts, strict=True)]
+        before, known = pattern, model
+        pattern = [3 * each + part.column(best) + 1 for each, part in zip(pattern, parts, strict=True)]
         counts = _counts(pattern[0], fit.labels, 3 * len(model), classes)
         prior = np.repeat(model, 3, axis=0)
         model = (counts + _PRIOR * prior) / (counts.sum(1, keepdims=True) + _PRIOR)
+        saved_by_row = np.log2(model[pattern[1], select.labels]) - np.log2(known[before[1], select.labels])
+        chance = math.sqrt(2 * math.log(max(fit.positive.shape[1], 2)) / len(saved_by_row))
+        if gain <= chance * float(saved_by_row.std()):
+            break
         left = float(-np.log2(model[pattern[2], score.labels]).mean())
         taken.append(Step(best, gain, left))
     return taken

@@ -181,7 +181,12 @@ def _inexact(value: Any) -> bool:
 
 def _absent(value: Any) -> bool:
     """Whether a value, or an entry of a tuple, is missing."""
-    return any(map(_absent, value)) if isinstance(value, tuple) else value is None or bool(value != value)
+    if isinstance(value, tuple):
+        return any(map(_absent, value))
+    try:
+        return value is None or bool(value != value)
+    except TypeError:  # pandas' NA is neither equal to itself nor not
+        return True
 
 
 def _compact(labels: NDArray[Any], size: int) -> Labels:

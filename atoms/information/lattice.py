@@ -17,8 +17,6 @@ from atoms.errors import AtomsError, printable
 from atoms.information.labels import combine, dense, distinct_pairs, join_labels, weigh
 from atoms.information.variable import SampleSpace, Variable, common_space, plain
 
-_INDEPENDENT = 1e-9  # relative deviation of a joint probability from the product that rounding explains
-
 
 def determines(x: Variable, *functions: Variable) -> bool:
     """Whether each of `functions` is almost surely a function of X: X ≥ Y, that is H(Y | X) = 0.
@@ -145,7 +143,7 @@ def independent(*variables: Variable) -> bool:
     product = np.ones(1)
     for variable in moving:
         product = np.multiply.outer(product, variable.probabilities).ravel()
-    return bool((np.abs(joint - product) <= _INDEPENDENT * product).all())
+    return bool((np.abs(joint - product) <= space.rounding * (1 + len(moving)) * product).all())
 
 
 def two_values(x: Variable, y: Variable) -> tuple[object, tuple[object, object]] | None:

@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 
 from atoms.errors import AtomsError
-from atoms.information.estimation import Estimate, FewSamplesWarning, estimate_all, few_samples
+from atoms.information.estimation import Estimate, FewSamplesWarning, estimate_all, few_samples, unseen
 from atoms.information.labels import distinct_pairs
 from atoms.information.lattice import independent, join, two_values
 from atoms.information.measures import (
@@ -306,6 +306,6 @@ def _notes(x: Variable, components: Sequence[Variable], verdict: Verdict) -> Ite
             yield "Rows that are nearly all different are told apart by anything: this reconstruction shows little."
     if verdict is Verdict.PERFECT:
         yield (
-            f"No two of {draws:,} samples contradict it, so at most {3 / draws:.2g} of all do, at 95 % confidence, "
-            "where samples are independent."
+            "It is perfect of the samples. Of combinations never drawn, on which about "
+            f"{unseen(x, *components):.2g} of the probability lies (Good and Turing), nothing is known."
         )

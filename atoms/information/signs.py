@@ -22,7 +22,7 @@ class SignInformation:
     Attributes:
         rate: Share of rows on which the feature is not 0.
         entropy: H(sign).
-        information: I(sign; label), not below 0.
+        information: I(sign; label); so corrected that it is 0 on average where there is none, and may be below.
         rajski: d(sign, label), 1 where they tell nothing of each other; NaN for a feature that never changes.
         function: Whether the sign is a function of the label on these rows.
     """
@@ -53,10 +53,10 @@ def sign_information(signs: Signs, classes: int) -> SignInformation:
         table = np.stack([silent, *sides], 1)  # (features, signs, classes)
         entropy = _entropy(table.sum(2), rows)
         joint = _entropy(table.reshape(len(table), -1), rows)
-        information = np.clip(entropy + label_entropy - joint, 0, np.minimum(entropy, label_entropy))
+        information = entropy + label_entropy - joint
         moving = (table.sum(2) > 0).sum(1) > 1
         rajski = np.full(len(table), np.nan)
-        rajski[moving] = 1 - information[moving] / np.maximum(joint[moving], information[moving])
+        rajski[moving] = np.clip(1 - information[moving] / joint[moving], 0, 1)
         function = ((table > 0).sum(1) <= 1).all(1)
         for parts, values in zip(
             found, (1 - silent.sum(1) / rows, entropy, information, rajski, function), strict=True
@@ -69,7 +69,7 @@ def sign_information(signs: Signs, classes: int) -> SignInformation:
 def least_rajski(rate: _Floats, label_entropy: float) -> _Floats:
     """Rajski distance to the label of a feature that fires on a share of rows and is a function of the label, (n,).
 
-    No feature of that rate comes nearer to a label of more entropy than it has itself.
+    No feature of that rate that is never negative comes nearer to a label of more entropy than it has itself.
 
     Args:
         rate: In [0, 1], (n,).

@@ -54,7 +54,7 @@ def sufficient_subsets(x: Variable, components: Sequence[Variable]) -> Subsets:
 
 
 def _searchable(x: Variable, components: Sequence[Variable]) -> bool:
-    return len(components) < 25 and 2 ** len(components) * x.size <= _STEPS
+    return bool(2 ** len(components) * x.size <= _STEPS)
 
 
 def _together(left: Part, right: Part) -> Part:

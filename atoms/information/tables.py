@@ -142,13 +142,15 @@ def _fixed(value: Any) -> Any:
 def _binned(space: SampleSpace, values: NDArray[Any], name: str, bins: int) -> Variable:
     if not np.isfinite(values).all():
         raise AtomsError(f"table: column {name} has values that are not finite: leave these rows out to cut it in bins")
-    edges = np.unique(np.quantile(values, np.arange(1, bins) / bins))
-    place = np.searchsorted(edges, values, side="right")
+    weights = np.zeros(len(values))
+    weights[slice(None) if space.kept is None else space.kept] = space.weights
+    edges = np.unique(np.quantile(values, np.arange(1, bins) / bins, method="inverted_cdf", weights=weights))
+    place = np.searchsorted(edges, values)
     ends = [-np.inf, *edges.tolist(), np.inf]
     numbered = space.variable(place, name)
 
     def said(outcome: int) -> str:
         at = int(numbered.value_at(outcome))
-        return f"[{ends[at]:.4g}, {ends[at + 1]:.4g})"
+        return f"({ends[at]:.4g}, {ends[at + 1]:.4g}]"
 
     return replace(numbered, value_at=said)

@@ -16,6 +16,7 @@ from atoms.errors import AtomsError
 from atoms.information.labels import Labels, as_array, join_labels, label, weigh
 from atoms.memory import require_memory
 
+_MOST = 2**53  # samples whose number float64 holds exactly
 _BYTES = 40  # an outcome takes: weight, value, a label each of a few variables
 
 
@@ -30,12 +31,14 @@ class SampleSpace:
         draws: Number of samples N that were drawn, None where probabilities are known.
         outcomes: Value of every outcome, (n,), that functions are functions of.
         kept: Which of the outcomes that were given have weight, bool; None where all have.
+        rounding: Relative error that the probabilities may have, by the type they came in.
     """
 
     weights: NDArray[np.float64]
     draws: int | None
     outcomes: NDArray[Any]
     kept: NDArray[np.bool_] | None = None
+    rounding: float = 1e-9
 
     @classmethod
     def of(cls, probabilities: Any, outcomes: Any = None) -> SampleSpace:
@@ -51,11 +54,12 @@ class SampleSpace:
         array = as_array(probabilities)
         weights = _weights(array, "probabilities")
         total = float(weights.sum())
-        if abs(total - 1) > math.sqrt(np.finfo(array.dtype if array.dtype.kind == "f" else np.float64).eps):
+        eps = float(np.finfo(array.dtype if array.dtype.kind == "f" else np.float64).eps)
+        if abs(total - 1) > math.sqrt(eps):
             raise AtomsError(
                 f"probabilities sum to {total:.10g}, not to 1: divide them by their sum, or give counts as samples"
             )
-        return cls._with(weights / total, None, outcomes)
+        return replace(cls._with(weights / total, None, outcomes), rounding=max(cls.rounding, 16 * eps))
 
     @classmethod
     def uniform(cls, outcomes: int | Sequence[Any] | NDArray[Any]) -> SampleSpace:
@@ -89,9 +93,12 @@ class SampleSpace:
         """
         if count < 1:
             raise AtomsError("there are no samples: give at least one")
+        require_memory(_BYTES * count, f"a space of {count:,} samples", "give fewer, or counts of different ones")
         if counts is None:
             return cls(np.ones(count), count, np.arange(count))
         weights = _weights(counts, "counts")
+        if weights.sum() > _MOST:
+            raise AtomsError(f"counts add up to {weights.sum():.3g}: give counts of 2^53 samples at most")
         if len(weights) != count:
             raise AtomsError(f"there are {len(weights):,} counts for {count:,} samples: give one each")
         if (weights != np.rint(weights)).any():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
@@ -10,18 +11,35 @@ import numpy as np
 
 from atoms.checks.check import Check, Encoded, Subject
 from atoms.checks.claim import Claim, Section, Verdict
-from atoms.checks.information.label_told import CODES, RANDOM, ROW, SHUFFLED, STEPS, LabelTold, label_told
-from atoms.checks.information.random_codes import RandomCodes
-from atoms.checks.information.row_classes import MOST_ATOMS, ClassesTold, classes_told, row_classes
-from atoms.checks.information.row_labels import LEAST, Purpose, Question, questions
-from atoms.checks.row_sample import RowSample, sample_limit
+from atoms.checks.information.label_told import (
+    CODES,
+    COORDINATES,
+    RANDOM,
+    ROWS,
+    SHUFFLED,
+    STEPS,
+    WHOLE,
+    Features,
+    LabelTold,
+    label_told,
+)
+from atoms.checks.information.projection_codes import ProjectionCodes, Whitening, random_directions, row_directions
+from atoms.checks.information.row_classes import MOST_ATOMS, ClassesTold, RowClasses, classes_told, row_classes
+from atoms.checks.information.row_labels import LEAST, Question, questions
+from atoms.checks.row_sample import RowSample, Sampled, sample_limit
 from atoms.errors import AtomsError
+from atoms.information.estimation import FewSamplesWarning
+from atoms.information.gain import Signs
 from atoms.information.reconstruction import Verdict as Outcome
+from atoms.information.reconstruction import perfect_reconstruction
+from atoms.information.signs import SignInformation
+from atoms.information.variable import SampleSpace
 
 _SHOWN = 2048  # atoms in the tables of distances
+_COORDINATES = 1024  # coordinates of the row at most, those of largest variance
+_FUNCTIONS = 64  # atoms at most that a label is rebuilt from
 _GREEDY = (1, STEPS)
 _TOLD = (1, 5, 16, 64)  # atoms that tell classes
-_SOURCE = "Delsol et al. 2024 (arXiv 2306.15540), perfect reconstruction"
 _LABELS = ("token", "position", "document")
 _VERDICTS = {
     Outcome.PERFECT: Verdict.GUARANTEED,
@@ -36,9 +54,12 @@ class Told:
     """What was found.
 
     Attributes:
-        classes: Of classes of rows, by the unit and by random directions; None where there are too few rows.
+        classes: Of classes of rows, by the unit, by random directions, and by the unit's signs dealt to other classes;
+            None where there are too few rows.
         count: Number of classes.
         labels: Of each label that could be asked for.
+        token: Verdict and reason on the token as a function of atoms that are functions of it; None if not asked.
+        left_out: Why a label was not asked for, by its name.
         train_rows: Training rows in the sample.
         held_out_rows: Held-out rows in the sample.
         per_row: Mean number of atoms of a sampled row, of which random directions have as many.
@@ -47,6 +68,8 @@ class Told:
     classes: Mapping[str, ClassesTold] | None
     count: int
     labels: tuple[LabelTold, ...]
+    token: tuple[Verdict, str, int] | None
+    left_out: Mapping[str, str]
     train_rows: int
     held_out_rows: int
     per_row: float
@@ -60,7 +83,8 @@ class Information(Check):
     position, document group) are functions of nothing but the text, and no atom is a function of them: there a decoder
     fitted on other rows says how many bits codes tell, and how many the first few atoms.
 
-    Random directions, as many and as sparse, stand beside everything, and so do shuffled labels and all of the row.
+    Beside it stand random directions and training rows as directions, as many and as sparse as the unit, coordinates of
+    the row, all of the row, and shuffled labels.
 
     Args:
         subject: What is judged.
@@ -87,42 +111,93 @@ class Information(Check):
             raise AtomsError("there must be training rows to learn classes and labels from, and held-out rows to judge")
         per_row = judged.codes.nnz / len(judged.index)
         one_sided = not any((sample.codes.data < 0).any() for sample in (learnt, judged))
-        drawn = RandomCodes(subject, per_row, one_sided)
-        random = {id(sample): drawn.of(sample) for sample in (learnt, judged)}
+        white = Whitening(subject)
+        directions = {
+            RANDOM: random_directions(subject.num_atoms, subject.width, settings.seed),
+            ROWS: row_directions(learnt, white, subject.num_atoms),
+        }
+        codes: dict[str, dict[int, Any]] = {CODES: {id(sample): sample.codes for sample in (learnt, judged)}}
+        for name, drawn in directions.items():
+            code = ProjectionCodes(white, drawn, per_row, one_sided)
+            codes[name] = {id(sample): code.of(sample) for sample in (learnt, judged)}
         classes = row_classes(learnt, judged, settings.classes, settings.seed)
-        told = None
-        if classes is not None:
-            told = {
-                CODES: classes_told(classes, learnt.codes, judged.codes),
-                RANDOM: classes_told(classes, random[id(learnt)], random[id(judged)]),
-            }
-        asked = [q for q in questions(subject.train, subject.held_out, learnt, judged, settings.seed) if q.sound]
+        told = None if classes is None else self._classes(classes, codes, learnt, judged)
+        asked = list(questions(subject.train, subject.held_out, learnt, judged, settings.seed))
+        left_out = dict.fromkeys(_LABELS, "the store does not say it of every row") | {
+            question.name: f"no two classes have {LEAST} rows to fit to and to score on" for question in asked
+        }
+        asked = [question for question in asked if question.sound]
+        for question in asked:
+            del left_out[question.name]
         if told is None and not asked:
             raise AtomsError(
                 f"{len(learnt.index):,} training and {len(judged.index):,} held-out rows make no two classes and no "
                 "two labels with rows enough: judge more rows (checks.rows, checks.probe_rows)"
             )
-        labels = tuple(self._told(question, random) for question in asked)
-        count = 0 if classes is None else classes.count
-        return Told(told, count, labels, len(learnt.index), len(judged.index), per_row)
-
-    def _told(self, question: Question, random: Mapping[int, Any]) -> LabelTold:
-        settings = self.subject.settings
-        to_white = self.subject.geometry.map(unitless=True).cpu().float().numpy()
-        mean, unit = self.subject.train.moments.mean.cpu().numpy(), self.subject.geometry.unit
-
-        def white(part: Purpose) -> Any:
-            return ((part.sample.rows[part.chosen] - mean) / unit).astype(np.float32) @ to_white
-
-        return label_told(
-            question,
-            lambda part: part.sample.codes[part.chosen],
-            lambda part: random[id(part.sample)][part.chosen],
-            white,
-            self.subject.held_out.groups()[question.score.sample.index[question.score.chosen]],
-            resamples=settings.bootstrap,
-            seed=settings.seed,
+        features = self._features(codes, white, learnt)
+        labels = tuple(self._told(question, features) for question in asked)
+        return Told(
+            classes=told,
+            count=0 if classes is None else classes.count,
+            labels=labels,
+            token=next((self._token(label, judged) for label in labels if label.question.name == "token"), None),
+            left_out=left_out,
+            train_rows=len(learnt.index),
+            held_out_rows=len(judged.index),
+            per_row=per_row,
         )
+
+    def _classes(
+        self, classes: RowClasses, codes: Mapping[str, Mapping[int, Any]], learnt: Sampled, judged: Sampled
+    ) -> dict[str, ClassesTold]:
+        """What the unit, random directions and the unit's signs dealt to other classes tell of classes."""
+        signs = {
+            name: np.sign(codes[name][id(learnt)][classes.representatives].toarray()).astype(np.int8)
+            for name in (CODES, RANDOM)
+        }
+        found = {name: classes_told(classes, own, codes[name][id(judged)]) for name, own in signs.items()}
+        generator = np.random.default_rng(self.subject.settings.seed)
+        dealt = RowClasses(generator.permutation(classes.of_held_out), classes.representatives)
+        found[SHUFFLED] = classes_told(dealt, generator.permuted(signs[CODES], axis=0), judged.codes)
+        return found
+
+    def _features(
+        self, codes: Mapping[str, Mapping[int, Any]], white: Whitening, learnt: Sampled
+    ) -> dict[str, Features]:
+        """What labels are decoded from."""
+        mean = learnt.rows.mean(0, dtype=np.float64).astype(np.float32)
+        widest = np.sort(np.argsort(-learnt.rows.var(0), kind="stable")[:_COORDINATES])
+
+        def of(name: str) -> Features:
+            return lambda part: codes[name][id(part.sample)][part.chosen]
+
+        return {
+            **{name: of(name) for name in (CODES, RANDOM, ROWS)},
+            COORDINATES: lambda part: (part.sample.rows[part.chosen] - mean)[:, widest],
+            WHOLE: lambda part: white(part.sample.rows[part.chosen]).numpy(),
+        }
+
+    def _told(self, question: Question, features: Mapping[str, Features]) -> LabelTold:
+        settings = self.subject.settings
+        groups = self.subject.held_out.groups()[question.score.sample.index[question.score.chosen]]
+        return label_told(question, features, groups, resamples=settings.bootstrap, seed=settings.seed)
+
+    @staticmethod
+    def _token(label: LabelTold, judged: Sampled) -> tuple[Verdict, str, int]:
+        """Whether the token follows from atoms that are functions of it, of those that fire on some rows."""
+        own, part = label.signs[CODES], label.question.score
+        often = own.rate * len(part.labels) >= LEAST
+        functions = np.flatnonzero(own.function & often & ~np.isnan(own.rajski))
+        if not len(functions):
+            return Verdict.NOT_APPLICABLE, f"no one of {int(often.sum()):,} atoms is a function of the token", 0
+        kept = functions[np.argsort(-own.information[functions], kind="stable")[:_FUNCTIONS]]
+        space = SampleSpace.of_samples(len(part.labels))
+        signs = Signs.of(judged.codes[part.chosen][:, kept], part.labels)
+        components = [space.variable(signs.column(place), f"atom {atom}") for place, atom in enumerate(kept)]
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", FewSamplesWarning)  # there are as many rows as there are
+            found = perfect_reconstruction(space.variable(part.labels, "token"), components, resamples=0)
+        return _VERDICTS[found.verdict], found.why, len(functions)
 
     # ------------------------------------------------------------------------------------------ what is said
 
@@ -146,61 +221,30 @@ class Information(Check):
             notes=tuple(self._notes(told)),
         )
 
-    def _claims(self, told: Told) -> Iterator[Claim]:
-        verdict, why, nulls, inputs = Verdict.NOT_APPLICABLE, "there are too few rows for classes", {}, {}
-        gap: float | None = None
-        if told.classes is not None:
-            own, random = told.classes[CODES].found, told.classes[RANDOM].found
-            why = "no atom tells any two classes apart"
-            if own is not None:
-                verdict, why, gap = _VERDICTS[own.verdict], own.why, own.gap
-                inputs = {
-                    "slack": own.slack,
-                    "redundancy": own.redundancy,
-                    "atoms": float(told.classes[CODES].searched),
-                }
-            if random is not None:
-                nulls = {"random directions": random.gap}
-        yield Claim(
-            name="classes",
-            statement=(
-                f"Which of {told.count} classes a row is in follows from which atoms fire on the representative of its "
-                "class."
-            ),
-            verdict=verdict,
-            why=why,
-            source=_SOURCE,
-            computed_on=f"{told.held_out_rows:,} held-out rows, {told.count} representatives among training rows",
-            value=gap,
-            threshold=0.0,
-            inputs=inputs,
-            nulls=nulls,
-        )
-        for label in told.labels:
-            if label.question.name == "token":
-                yield self._token_claim(label)
-
     @staticmethod
-    def _token_claim(label: LabelTold) -> Claim:
-        atoms = label.atoms[CODES]
-        moving = ~np.isnan(atoms.rajski)
-        functions = int((atoms.function & moving).sum())
-        told = f"codes tell {label.told.value:.3f} of {label.bits:.3f} bits"
-        return Claim(
-            name="token",
-            statement="The token follows perfectly from atoms whose firing is a function of it.",
-            verdict=Verdict.NOT_APPLICABLE if not functions else Verdict.NOT_GUARANTEED,
-            why=(
-                f"{functions:,} of {int(moving.sum()):,} atoms that fire are functions of the token on held-out rows, "
-                f"so the condition on distances speaks of {'these alone' if functions else 'none'}; "
-                f"{told}, random directions {label.told_random.value:.3f}"
-            ),
-            source=_SOURCE,
-            computed_on=f"{len(label.question.score.labels):,} held-out rows",
-            value=float(functions),
-            inputs={"told": label.told.value, "bits": label.bits},
-            nulls={"random directions": label.told_random.value, "shuffled labels": label.told_by(SHUFFLED)},
-        )
+    def _claims(told: Told) -> Iterator[Claim]:
+        for label in told.labels:
+            if label.question.name != "token" or told.token is None:
+                continue
+            verdict, why, functions = told.token
+            yield Claim(
+                name="token",
+                statement=(
+                    f"Which of {label.question.classes} classes of tokens a row has follows from the atoms that are "
+                    "functions of it."
+                ),
+                verdict=verdict,
+                why=why,
+                source="Delsol et al. 2024 (arXiv 2306.15540), perfect reconstruction",
+                computed_on=f"{len(label.question.score.labels):,} held-out rows",
+                value=float(functions),
+                inputs={"told": label.told[CODES].value, "bits": label.bits},
+                nulls={
+                    "random directions": label.told[RANDOM].value,
+                    "training rows as directions": label.told_by(ROWS),
+                    "shuffled labels": label.told_by(SHUFFLED),
+                },
+            )
 
     def _tables(self, told: Told) -> dict[str, dict[str, list[float] | list[str]]]:
         tables: dict[str, dict[str, list[Any]]] = {}
@@ -216,18 +260,15 @@ class Information(Check):
         return tables
 
     def _notes(self, told: Told) -> Iterator[str]:
-        asked = {label.question.name for label in told.labels}
-        if missing := [name for name in _LABELS if name not in asked]:
-            yield (
-                f"Not asked for {', '.join(missing)}: the store does not know it of its rows, or no two classes have "
-                f"{LEAST} rows to fit to and to score on."
-            )
+        for name, reason in told.left_out.items():
+            yield f"Not asked for {name}: {reason}."
         if told.classes is None:
             yield "There are too few rows for classes of them."
-        elif told.count < self.subject.settings.classes:
-            yield f"There are {told.count} classes, as many as have rows enough and representatives of their own."
-        if told.classes is not None and told.classes[CODES].searched == MOST_ATOMS:
-            yield f"Classes are told by {MOST_ATOMS:,} atoms, those that divide the classes most evenly."
+        else:
+            if told.count < self.subject.settings.classes:
+                yield f"There are {told.count} classes, as many as have rows enough and representatives of their own."
+            if told.classes[CODES].searched == MOST_ATOMS:
+                yield f"Classes are told by {MOST_ATOMS:,} atoms, those whose signs there differ most."
         if told.per_row > 0.9 * self.subject.num_atoms:
             yield "Nearly all atoms fire on every row: it is the sign of a code that is looked at."
         if self.limit < self.subject.settings.probe_rows:
@@ -241,8 +282,11 @@ def _class_numbers(told: Told) -> dict[str, float]:
     numbers: dict[str, float] = {}
     if told.classes is None:
         return numbers
-    for arm, suffix in ((CODES, ""), (RANDOM, "_random")):
+    for arm, suffix in ((CODES, ""), (RANDOM, "_random"), (SHUFFLED, "_shuffled")):
         of_arm = told.classes[arm]
+        fired = float(np.nansum(of_arm.rows.entropy))
+        numbers[f"class_of_firing{suffix}"] = float(of_arm.rows.information.sum() / fired) if fired else float("nan")
+        numbers[f"class_functions{suffix}"] = _functions(of_arm.rows)
         if (found := of_arm.found) is None:
             continue
         distances = [part.rajski for part in found.components]
@@ -259,9 +303,6 @@ def _class_numbers(told: Told) -> dict[str, float]:
             numbers[f"class_atoms{suffix}"] = float(len(subsets.greedy)) if subsets.greedy else float("nan")
             for k in _TOLD:
                 numbers[f"class_told_{k}{suffix}"] = subsets.told[min(k, len(subsets.told)) - 1]
-        fired = np.nansum(of_arm.rows.entropy)
-        numbers[f"class_of_firing{suffix}"] = float(of_arm.rows.information.sum() / fired) if fired else float("nan")
-        numbers[f"class_functions{suffix}"] = float((of_arm.rows.function & ~np.isnan(of_arm.rows.rajski)).sum())
     return numbers
 
 
@@ -271,26 +312,30 @@ def _label_numbers(label: LabelTold) -> dict[str, float]:
         f"{name}_classes": float(label.question.classes),
         f"{name}_rows": float(len(label.question.score.labels)),
         f"{name}_bits": label.bits,
-        f"{name}_told": label.told.value,
-        f"{name}_told_low": label.told.low,
-        f"{name}_told_high": label.told.high,
-        f"{name}_told_random": label.told_random.value,
-        f"{name}_told_random_low": label.told_random.low,
-        f"{name}_told_random_high": label.told_random.high,
+        f"{name}_told_rows": label.told_by(ROWS),
         f"{name}_told_shuffled": label.told_by(SHUFFLED),
-        f"{name}_told_row": label.told_by(ROW),
+        f"{name}_told_whole": label.told_by(WHOLE),
         f"{name}_left": decoded.bits,
         f"{name}_error": decoded.error,
         f"{name}_fano": decoded.fano,
         f"{name}_error_random": label.decoded[RANDOM].error,
     }
-    for arm, suffix in ((CODES, ""), (RANDOM, "_random"), (SHUFFLED, "_shuffled")):
+    for arm, suffix in ((CODES, ""), (RANDOM, "_random")):
+        numbers[f"{name}_told{suffix}"] = label.told[arm].value
+        numbers[f"{name}_told{suffix}_low"] = label.told[arm].low
+        numbers[f"{name}_told{suffix}_high"] = label.told[arm].high
+    for arm in (CODES, RANDOM, ROWS, COORDINATES, SHUFFLED):
+        suffix, own = "" if arm == CODES else f"_{arm}", label.signs[arm]
         numbers |= {f"{name}_told_{steps}{suffix}": label.told_greedily(arm, steps) for steps in _GREEDY}
-        atoms = label.atoms[arm]
-        known = atoms.rajski[~np.isnan(atoms.rajski)]
+        known = own.rajski[~np.isnan(own.rajski)]
         numbers[f"{name}_rajski_min{suffix}"] = float(known.min()) if len(known) else float("nan")
-        numbers[f"{name}_functions{suffix}"] = float((atoms.function & ~np.isnan(atoms.rajski)).sum())
+        numbers[f"{name}_functions{suffix}"] = _functions(own)
     return numbers
+
+
+def _functions(signs: SignInformation) -> float:
+    """Number of features that change and are functions of the label."""
+    return float((signs.function & ~np.isnan(signs.rajski)).sum())
 
 
 def _columns(names: tuple[str, ...], lines: list[tuple[Any, ...]]) -> dict[str, list[Any]]:
@@ -301,7 +346,7 @@ def _class_table(classes: Mapping[str, ClassesTold]) -> dict[str, list[Any]]:
     """Bits of the class told by the first k atoms."""
     lines = [
         (arm, float(place + 1), found.components[found.subsets.order[place]].name, bits)
-        for arm in (CODES, RANDOM)
+        for arm in (CODES, RANDOM, SHUFFLED)
         if (found := classes[arm].found) is not None and found.subsets is not None
         for place, bits in enumerate(found.subsets.told)
     ]
@@ -312,7 +357,7 @@ def _greedy_table(labels: tuple[LabelTold, ...]) -> dict[str, list[Any]]:
     lines = [
         (label.question.name, arm, float(place + 1), float(step.feature), step.gain, label.bits - step.left)
         for label in labels
-        for arm in (CODES, RANDOM, SHUFFLED)
+        for arm in (CODES, RANDOM, ROWS, COORDINATES, SHUFFLED)
         for place, step in enumerate(label.greedy[arm])
     ]
     return _columns(("label", "features", "k", "atom", "gain", "told"), lines)
@@ -339,7 +384,7 @@ def _decoder_table(labels: tuple[LabelTold, ...]) -> dict[str, list[Any]]:
 
 def _atom_table(label: LabelTold, arm: str) -> dict[str, list[Any]]:
     """Firing rate and distance to the label of the atoms that fire, or of so many of them, evenly spread."""
-    atoms = label.atoms[arm]
+    atoms = label.signs[arm]
     moving = np.flatnonzero(~np.isnan(atoms.rajski))
     count = min(_SHOWN, len(moving))
     shown = moving[np.arange(count) * len(moving) // max(count, 1)]

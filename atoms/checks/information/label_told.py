@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
@@ -9,19 +10,23 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
-from atoms.checks.bootstrap import Interval, interval, resampled_sums
+from atoms.checks.bootstrap import Interval, bootstrap_interval
 from atoms.checks.information.row_labels import Purpose, Question
-from atoms.information.decoding import Decoding, Split, class_shares, decode
+from atoms.information.decoding import Decoding, Split, decode
 from atoms.information.gain import Signs, Step, greedy_gain
+from atoms.information.measures import entropy_of
 from atoms.information.signs import SignInformation, sign_information
 
-CODES, RANDOM, SHUFFLED, ROW = "codes", "random", "shuffled", "row"
-"""The unit; random directions; the unit with labels in random order; all of the row."""
+CODES, RANDOM, ROWS, SHUFFLED = "codes", "random", "rows", "shuffled"
+"""The unit; random directions; training rows as directions; the unit with labels in random order."""
+COORDINATES, WHOLE = "coordinates", "whole"
+"""Single coordinates of the row; all of it, whitened."""
 STEPS = 5
 """Atoms taken one after the other."""
 
-Codes = Callable[[Purpose], Any]
+Features = Callable[[Purpose], Any]
 """From rows of a sample their features, (n, F)."""
 
 
@@ -31,37 +36,33 @@ class LabelTold:
 
     Attributes:
         question: The label.
-        bits: Held-out cross-entropy of the shares of its classes: what there is to tell.
-        decoded: Decoders of `CODES`, `RANDOM`, `SHUFFLED` and `ROW`.
-        told: `bits` less what the decoder of codes leaves, with an interval over groups.
-        told_random: The same of random directions.
-        greedy: Atoms taken one after the other, of `CODES`, `RANDOM` and `SHUFFLED`.
-        atoms: Each atom's sign and the label, of the same three.
+        bits: Entropy of the label on the rows scored: what there is to tell.
+        decoded: Decoders of all but `COORDINATES`.
+        told: `bits` less what the decoder leaves, for `CODES` and `RANDOM`, with an interval over groups.
+        greedy: Features taken one after the other, of all but `WHOLE`.
+        signs: Each feature's sign and the label, of these.
     """
 
     question: Question
     bits: float
     decoded: Mapping[str, Decoding]
-    told: Interval
-    told_random: Interval
+    told: Mapping[str, Interval]
     greedy: Mapping[str, list[Step]]
-    atoms: Mapping[str, SignInformation]
+    signs: Mapping[str, SignInformation]
 
     def told_by(self, name: str) -> float:
         """Bits told by a decoder; below 0 where it misleads."""
         return self.bits - self.decoded[name].bits
 
     def told_greedily(self, name: str, steps: int) -> float:
-        """Bits told by the first so many atoms; 0 where none was worth taking."""
+        """Bits told by the first so many features; 0 where none was worth taking."""
         taken = self.greedy[name][:steps]
         return self.bits - taken[-1].left if taken else 0.0
 
 
 def label_told(
     question: Question,
-    codes: Codes,
-    random: Codes,
-    rows: Codes,
+    features: Mapping[str, Features],
     groups: NDArray[np.int64],
     *,
     resamples: int,
@@ -71,9 +72,7 @@ def label_told(
 
     Args:
         question: The label and the rows.
-        codes: The unit's.
-        random: Of random directions.
-        rows: The rows themselves.
+        features: By name, of `CODES`, `RANDOM`, `ROWS`, `COORDINATES` and `WHOLE`.
         groups: Document group of every row that is scored.
         resamples: Of the bootstrap.
         seed: Of shuffling and bootstrap.
@@ -81,33 +80,34 @@ def label_told(
     purposes = (question.fit, question.select, question.score)
     shuffle = np.random.default_rng(seed)
     mixed = [replace(part, labels=shuffle.permutation(part.labels)) for part in purposes[:2]]
-    arms = {
-        CODES: (codes, purposes),
-        RANDOM: (random, purposes),
-        SHUFFLED: (codes, (*mixed, question.score)),
-        ROW: (rows, purposes),
-    }
-    decoded, greedy, atoms = {}, {}, {}
-    for name, (features, parts) in arms.items():
-        read = [features(part) for part in parts]
-        splits = [Split(values, part.labels) for values, part in zip(read, parts, strict=True)]
-        decoded[name] = decode(splits[0], splits[1], splits[2], question.classes)
-        if name == ROW:
-            continue
-        signs = [Signs.of(values, part.labels) for values, part in zip(read, parts, strict=True)]
-        greedy[name] = greedy_gain(signs[0], signs[1], signs[2], question.classes, STEPS)
-        scored = signs[2]
-        if name == SHUFFLED:
-            scored = replace(scored, labels=shuffle.permutation(scored.labels))
-        atoms[name] = sign_information(scored, question.classes)
-    shares = class_shares(question.fit.labels, question.classes)
-    blind = -np.log2(shares)[question.score.labels]
-    intervals = [_told(blind, decoded[name].costs, groups, resamples=resamples, seed=seed) for name in (CODES, RANDOM)]
-    return LabelTold(question, float(blind.mean()), decoded, intervals[0], intervals[1], greedy, atoms)
+    arms = {name: (read, purposes) for name, read in features.items()}
+    arms[SHUFFLED] = features[CODES], (mixed[0], mixed[1], question.score)
+    decoded, greedy, signs = {}, {}, {}
+    for name, (read, parts) in arms.items():
+        values = [read(part) for part in parts]
+        if name != COORDINATES:
+            splits = [Split(own, part.labels) for own, part in zip(values, parts, strict=True)]
+            decoded[name] = decode(splits[0], splits[1], splits[2], question.classes)
+        if name != WHOLE:
+            of_parts = [Signs.of(own, part.labels) for own, part in zip(values, parts, strict=True)]
+            greedy[name] = greedy_gain(of_parts[0], of_parts[1], of_parts[2], question.classes, STEPS)
+            scored = of_parts[2]
+            if name == SHUFFLED:
+                scored = replace(scored, labels=shuffle.permutation(scored.labels))
+            signs[name] = sign_information(scored, question.classes)
+    labels = question.score.labels
+    bits = entropy_of(np.bincount(labels, minlength=question.classes).astype(np.float64))
+    hot = torch.nn.functional.one_hot(torch.from_numpy(labels), question.classes)
+    told = {}
+    for name in (CODES, RANDOM):
+        left = torch.from_numpy(decoded[name].costs)
+        times = 0 if question.of_groups else resamples
+        told[name] = bootstrap_interval({"of": hot, "left": left}, groups, _told, resamples=times, seed=seed)
+    return LabelTold(question, bits, decoded, told, greedy, signs)
 
 
-def _told(
-    blind: NDArray[np.float64], left: NDArray[np.float64], groups: NDArray[np.int64], *, resamples: int, seed: int
-) -> Interval:
-    sums = resampled_sums({"told": torch.from_numpy(blind - left)}, groups, resamples=resamples, seed=seed)
-    return interval(sums["told"] / sums["rows"], len(np.unique(groups)))
+def _told(sums: Mapping[str, Tensor]) -> Tensor:
+    """Entropy of the label less what is left of it, of every set of sums."""
+    shares = sums["of"] / sums["rows"][:, None]
+    nats: Tensor = -torch.special.xlogy(shares, shares).sum(1)
+    return nats / math.log(2) - sums["left"] / sums["rows"]

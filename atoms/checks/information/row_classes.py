@@ -6,6 +6,7 @@ whose code is its class's: what fires on the representative is a function of the
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,7 +14,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from atoms.checks.row_sample import Sampled
+from atoms.information.estimation import FewSamplesWarning
 from atoms.information.gain import Signs
+from atoms.information.measures import entropy_of
 from atoms.information.reconstruction import Reconstruction, perfect_reconstruction
 from atoms.information.signs import SignInformation, sign_information
 from atoms.information.variable import SampleSpace
@@ -43,7 +46,7 @@ class RowClasses:
 
 
 def row_classes(learnt: Sampled, judged: Sampled, most: int, seed: int) -> RowClasses | None:
-    """Cluster training rows, by k-means in activation space, and put held-out rows to the nearest cluster.
+    """Cluster training rows, by k-means in activation space, and put held-out rows to the nearest representative.
 
     Args:
         learnt: Training rows.
@@ -81,10 +84,11 @@ def _nearest(rows: NDArray[Any], others: NDArray[Any]) -> NDArray[np.int64]:
 
 @dataclass(frozen=True, eq=False)
 class ClassesTold:
-    """What atoms tell of classes.
+    """What signs tell of classes.
 
     Attributes:
-        found: Whether the signs of the atoms on representatives determine the class, and how many atoms that takes.
+        found: Whether signs on representatives determine the class, and how many atoms that takes; None where no sign
+            differs between any two.
         searched: Atoms searched among.
         rows: What the signs on the held-out rows themselves have to do with their classes.
     """
@@ -94,26 +98,28 @@ class ClassesTold:
     rows: SignInformation
 
 
-def classes_told(classes: RowClasses, learnt_codes: Any, judged_codes: Any) -> ClassesTold:
-    """See what one unit's codes tell of classes.
+def classes_told(classes: RowClasses, on_representatives: NDArray[np.int8], on_rows: Any) -> ClassesTold:
+    """See what one unit's signs tell of classes.
 
     Args:
         classes: The classes.
-        learnt_codes: Codes of the training rows of the sample, (n, A) sparse by rows.
-        judged_codes: Codes of the held-out rows.
+        on_representatives: Sign of every atom on every representative, (C, A).
+        on_rows: Codes of the held-out rows of the sample, (n, A) sparse by rows.
     """
     weights = np.bincount(classes.of_held_out, minlength=classes.count)
-    signs = np.sign(learnt_codes[classes.representatives].toarray()).astype(np.int8)
-    present = signs[weights > 0]
-    moving = np.flatnonzero((present != present[0]).any(0)) if len(present) else np.zeros(0, np.int64)
+    present = on_representatives[weights > 0]
+    moving = np.flatnonzero((present != present[:1]).any(0))
     if len(moving) > MOST_ATOMS:
-        share = (np.abs(present[:, moving]) * weights[weights > 0, None]).sum(0) / weights.sum()
-        moving = np.sort(moving[np.argsort(np.abs(share - 0.5), kind="stable")[:MOST_ATOMS]])
+        share = np.stack([((present[:, moving] == sign).T @ weights[weights > 0]) for sign in (-1, 0, 1)], 1)
+        entropies = np.array([entropy_of(line) for line in share.astype(np.float64)])
+        moving = np.sort(moving[np.argsort(-entropies, kind="stable")[:MOST_ATOMS]])
     found = None
     if len(moving):
         space = SampleSpace.of_samples(classes.count, weights)
         x = space.variable(np.arange(classes.count), "class")
-        components = [space.variable(signs[:, atom], str(atom)) for atom in moving]
-        found = perfect_reconstruction(x, components, resamples=0)
-    rows = sign_information(Signs.of(judged_codes, classes.of_held_out), classes.count)
+        components = [space.variable(on_representatives[:, atom], str(atom)) for atom in moving]
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", FewSamplesWarning)  # classes are made to have rows enough
+            found = perfect_reconstruction(x, components, resamples=0)
+    rows = sign_information(Signs.of(on_rows, classes.of_held_out), classes.count)
     return ClassesTold(found, len(moving), rows)

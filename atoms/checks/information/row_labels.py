@@ -47,6 +47,7 @@ class Question:
         fit: Rows to fit to.
         select: Rows to choose by.
         score: Rows to score on.
+        of_groups: Whether the classes are the document groups themselves, which cannot be resampled then.
     """
 
     name: str
@@ -54,6 +55,7 @@ class Question:
     fit: Purpose
     select: Purpose
     score: Purpose
+    of_groups: bool = False
 
     @property
     def sound(self) -> bool:
@@ -82,7 +84,7 @@ def questions(train: SiteRows, held_out: SiteRows, learnt: Sampled, judged: Samp
         for rows, sample in ((train, learnt), (held_out, judged))
     ]
     groups = [np.asarray(rows.groups()[sample.index]) for rows, sample in ((train, learnt), (held_out, judged))]
-    aside = lots(groups[0], seed) % np.uint64(_SELECT) == 0
+    aside = _aside(groups[0], learnt.index, seed)
 
     def across(name: str, labels: tuple[_Rows, _Rows], classes: int) -> Question:
         fit, select = (_purpose(learnt, np.flatnonzero(mask), labels[0]) for mask in (~aside, aside))
@@ -111,7 +113,15 @@ def _document(judged: Sampled, groups: _Rows, positions: _Rows) -> Question:
         ends = np.quantile(positions[own], np.arange(1, len(_STRETCHES)) / len(_STRETCHES), method="inverted_cdf")
         stage[own] = _STRETCHES[np.searchsorted(ends, positions[own], side="left")]
     fit, select, score = (_purpose(judged, np.flatnonzero(stage == each), labels) for each in range(3))
-    return Question("document", len(largest), fit, select, score)
+    return Question("document", len(largest), fit, select, score, of_groups=True)
+
+
+def _aside(groups: _Rows, index: _Rows, seed: int) -> NDArray[np.bool_]:
+    """Which rows are there to choose by: a quarter of the groups, by lot; of a single group a quarter of the rows."""
+    units = groups if (groups != groups[:1]).any() else index
+    known = np.unique(units)
+    count = -(-len(known) // _SELECT)
+    return np.isin(units, known[np.argsort(lots(known, seed))[:count]])
 
 
 def _purpose(sample: Sampled, chosen: _Rows, labels: _Rows) -> Purpose:
