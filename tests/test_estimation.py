@@ -99,13 +99,15 @@ def test_too_few_samples_are_said_in_numbers():
     bias = 19 / (2 * 20 * math.log(2))
     assert few_samples(x) == (
         "20 samples are too few for the 20 values seen of (X1): 100% of the samples have one that was seen once, so "
-        f"about as much of the probability lies on values never seen; the entropy is too low by at least {bias:.3f} "
-        "bits."
+        f"about as much of the probability lies on values never seen; their entropy is too low, by {bias:.3f} bits "
+        "to first order, and information and redundancy are too high."
     )
     with pytest.warns(FewSamplesWarning, match=r"^20 samples are too few for the 20 values seen of \(X1\)") as caught:
         found = estimate(entropy, x)
     assert caught[0].filename == __file__
     assert found.note == few_samples(x)
+    assert math.isnan(found.low)
+    assert math.isnan(found.high)
     columns = from_samples(*[range(20)] * 5, names="abcde")
     assert "of (a, b, c, d, …): 100%" in few_samples(*columns)
     with warnings.catch_warnings():
@@ -223,13 +225,29 @@ def test_groups_of_one_are_samples():
 
 
 def test_groups_may_be_of_all_samples_or_of_those_that_count():
-    groups = np.array(["a", "b", "a", "c", "b"])
-    values, counts = np.array([[0, 1, 1, 0, 1], [0, 1, 0, 1, 1]]), [30, 0, 20, 20, 20]
+    groups = np.array(["a", "b", "b", "c", "c", "a"])
+    values, counts = np.array([[0, 1, 0, 1, 0, 1], [0, 0, 0, 2, 0, 2]]), [30, 0, 20, 20, 20, 20]
     x, y = from_samples(*values, counts=counts)
     found = estimate(entropy, x, y, groups=groups)
-    assert found == estimate(entropy, x, y, groups=groups[[0, 2, 3, 4]])
+    assert found == estimate(entropy, x, y, groups=groups[[0, 2, 3, 4, 5]])
     again = estimate(entropy, *from_samples(*np.repeat(values, counts, 1)), groups=np.repeat(groups, counts))
     assert (again.low, again.high) == pytest.approx((found.low, found.high))
+
+
+def test_values_of_one_group_alone_have_no_interval():
+    """Groups are what was sampled: of a variable that tells them apart, other groups would have other values."""
+    group = np.repeat(np.arange(30), 20)
+    x, y = from_samples(group // 2, np.arange(600) % 3)
+    known = estimate(entropy, y, groups=group)
+    assert known.low <= known.high
+    with pytest.warns(
+        FewSamplesWarning, match=r"^30 groups are too few for the 30 values seen of \(X1\): 100% of"
+    ) as said:
+        found = estimate(entropy, *from_samples(group), groups=group)
+    assert math.isnan(found.low)
+    assert found.note == str(said[0].message)
+    assert estimate(entropy, x, groups=group).note is None  # two groups each
+    assert "(X1, X2)" in estimate_all({"": (mutual_information, from_samples(group, y.labels))}, groups=group)[""].note
 
 
 def test_several_measures_share_their_resamplings():

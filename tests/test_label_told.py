@@ -6,7 +6,17 @@ import numpy as np
 import pytest
 from scipy import sparse
 
-from atoms.checks.information.label_told import CODES, RANDOM, ROW, SHUFFLED, STEPS, LabelTold, label_told
+from atoms.checks.information.label_told import (
+    CODES,
+    COORDINATES,
+    RANDOM,
+    ROWS,
+    SHUFFLED,
+    STEPS,
+    WHOLE,
+    LabelTold,
+    label_told,
+)
 from atoms.checks.information.row_labels import Purpose, Question
 from atoms.checks.row_sample import Sampled
 from atoms.information.decoding import class_shares
@@ -53,9 +63,21 @@ def dense_codes(part: Purpose):
     return sparse.csr_matrix(dense(part))
 
 
-def told(question, codes=oracle, random=noise, rows=dense, groups=None, seed=0, resamples=30) -> LabelTold:
+def silent(part: Purpose):
+    return sparse.csr_matrix((len(part.labels), ATOMS), dtype=np.float32)
+
+
+def coordinates(part: Purpose) -> np.ndarray:
+    """Of either sign and never 0; positive where the class is theirs."""
+    return (np.eye(CLASSES)[truth(part)] - 0.5).astype(np.float32)
+
+
+def told(
+    question, codes=oracle, random=noise, rows=dense_codes, single=coordinates, groups=None, seed=0, resamples=30
+) -> LabelTold:
     groups = np.arange(600) // 10 if groups is None else groups
-    return label_told(question, codes, random, rows, groups, resamples=resamples, seed=seed)
+    features = {CODES: codes, RANDOM: random, ROWS: rows, COORDINATES: single, WHOLE: dense}
+    return label_told(question, features, groups, resamples=resamples, seed=seed)
 
 
 @pytest.fixture(scope="module")
@@ -65,8 +87,8 @@ def found(question) -> LabelTold:
 
 def test_atoms_that_are_the_classes_tell_all_bits(found):
     assert found.bits == pytest.approx(BITS, abs=1e-3)
-    assert found.told.value == pytest.approx(BITS, abs=0.1)
-    assert found.told_by(CODES) == found.told.value
+    assert found.told[CODES].value == pytest.approx(BITS, abs=0.1)
+    assert found.told_by(CODES) == found.told[CODES].value
     assert found.decoded[CODES].error == 0
 
 
@@ -85,57 +107,149 @@ def test_codes_that_know_nothing_tell_nothing(question, found):
     for each, arm in ((own, CODES), (found, RANDOM)):
         assert abs(each.told_by(arm)) < 0.03
         assert abs(each.told_greedily(arm, STEPS)) < 0.05
-    assert own.told.value == pytest.approx(found.told_random.value, abs=0.02)
-    assert own.told_random.value == pytest.approx(found.told.value, abs=0.02)
+    assert own.told[CODES].value == pytest.approx(found.told[RANDOM].value, abs=0.02)
+    assert own.told[RANDOM].value == pytest.approx(found.told[CODES].value, abs=0.02)
 
 
 def test_shuffled_labels_are_not_told(found):
     assert abs(found.told_by(SHUFFLED)) < 0.03
     assert abs(found.told_greedily(SHUFFLED, STEPS)) < 0.05
-    atoms = found.atoms[SHUFFLED]
-    assert not atoms.function[:CLASSES].any()
-    assert np.nanmin(atoms.rajski) > 0.98
+    signs = found.signs[SHUFFLED]
+    assert not signs.function[:CLASSES].any()
+    assert np.nanmin(signs.rajski) > 0.98
+    deviation = math.sqrt(2 * (CLASSES - 1)) / (2 * 600 * math.log(2))  # half a chi-square, in bits
+    assert np.abs(signs.information[:CLASSES]).max() < 5 * deviation
+    assert signs.rate == pytest.approx(found.signs[CODES].rate)
 
 
 def test_all_of_the_row_is_a_reference_without_atoms(found):
-    assert found.decoded.keys() == {CODES, RANDOM, SHUFFLED, ROW}
-    assert found.greedy.keys() == found.atoms.keys() == {CODES, RANDOM, SHUFFLED}
-    assert 0.2 < found.told_by(ROW) < found.told_by(CODES)
+    assert found.decoded.keys() == {CODES, RANDOM, ROWS, SHUFFLED, WHOLE}
+    assert found.greedy.keys() == found.signs.keys() == {CODES, RANDOM, ROWS, COORDINATES, SHUFFLED}
+    assert found.told.keys() == {CODES, RANDOM}
+    assert 0.2 < found.told_by(WHOLE) < found.told_by(CODES)
+    assert found.told_by(ROWS) == pytest.approx(found.told_by(WHOLE), abs=0.02)  # the same features, here
+
+
+def test_coordinates_are_taken_one_by_one_by_their_signs(found):
+    """Those that are positive where an atom of the unit fires tell as much as it does."""
+    for steps in range(1, STEPS + 1):
+        assert found.told_greedily(COORDINATES, steps) == pytest.approx(found.told_greedily(CODES, steps), abs=1e-9)
+    assert [step.feature for step in found.greedy[COORDINATES]] == [step.feature for step in found.greedy[CODES]]
+    alone, own = found.signs[COORDINATES], found.signs[CODES]
+    assert alone.rate == pytest.approx([1] * CLASSES)
+    assert alone.rajski == pytest.approx(own.rajski[:CLASSES], abs=1e-9)
+    assert alone.function.all()
+
+
+def test_coordinates_do_as_well_as_their_signs_and_no_better(question):
+    """Of coordinates that say it by their size alone nothing is told."""
+    own = told(question, single=lambda part: np.eye(CLASSES)[truth(part)].astype(np.float32) + 1)
+    assert own.greedy[COORDINATES] == []
+    assert own.told_greedily(COORDINATES, STEPS) == 0
+    assert np.isnan(own.signs[COORDINATES].rajski).all()
 
 
 def test_every_atom_beside_the_label(found):
-    atoms = found.atoms[CODES]
-    assert atoms.rate == pytest.approx([1 / CLASSES] * CLASSES + [0] * (ATOMS - CLASSES))
+    signs = found.signs[CODES]
+    assert signs.rate == pytest.approx([1 / CLASSES] * CLASSES + [0] * (ATOMS - CLASSES))
     alone = -sum(p * math.log2(p) for p in (1 / CLASSES, 1 - 1 / CLASSES))
-    assert atoms.information[:CLASSES] == pytest.approx(alone, abs=0.01)
-    assert atoms.rajski[:CLASSES] == pytest.approx(1 - alone / BITS, abs=0.01)
-    assert np.isnan(atoms.rajski[CLASSES:]).all()
-    assert atoms.function.all()
-    assert not found.atoms[RANDOM].function.any()
+    assert signs.information[:CLASSES] == pytest.approx(alone, abs=0.01)
+    assert signs.rajski[:CLASSES] == pytest.approx(1 - alone / BITS, abs=0.01)
+    assert np.isnan(signs.rajski[CLASSES:]).all()
+    assert signs.function.all()
+    assert not found.signs[RANDOM].function.any()
 
 
 def test_negative_codes_tell_as_much(question, found):
     own = told(question, codes=lambda part: oracle(part, signed=True))
-    assert own.told.value == pytest.approx(found.told.value, abs=1e-3)
+    assert own.told[CODES].value == pytest.approx(found.told[CODES].value, abs=1e-3)
     assert own.told_greedily(CODES, 3) == pytest.approx(found.told_greedily(CODES, 3), abs=1e-9)
 
 
 def test_none_taken_is_none_told(question):
-    own = told(question, codes=lambda part: sparse.csr_matrix((len(part.labels), ATOMS), dtype=np.float32))
+    own = told(question, codes=silent)
     assert own.greedy[CODES] == []
     assert own.told_greedily(CODES, 1) == 0
-    assert own.told.value == pytest.approx(0, abs=1e-4)
-    assert np.isnan(own.atoms[CODES].rajski).all()
+    assert own.told[CODES].value == pytest.approx(0, abs=1e-4)
+    assert np.isnan(own.signs[CODES].rajski).all()
 
 
 # ------------------------------------------------------------------------------------------ numbers
 
 
-def test_bits_are_the_cost_of_knowing_the_shares_alone(question, found):
-    shares = class_shares(question.fit.labels, CLASSES)
-    assert found.bits == pytest.approx(-np.log2(shares[question.score.labels]).mean())
-    assert found.told.value == pytest.approx(found.bits - found.decoded[CODES].bits)
-    assert found.told_random.value == pytest.approx(found.bits - found.decoded[RANDOM].bits)
+def entropy(labels) -> float:
+    share = np.bincount(labels) / len(labels)
+    return -sum(p * math.log2(p) for p in share if p > 0)
+
+
+def skewed(question: Question) -> Question:
+    """The same, but half of the rows scored are of the first class, and those of the last few."""
+    labels, chosen = question.score.labels, question.score.chosen
+    kept = (labels == 0) | (chosen % (3 + labels) == 0)
+    score = Purpose(question.score.sample, chosen[kept], labels[kept])
+    return Question("token", CLASSES, question.fit, question.select, score)
+
+
+def test_bits_are_the_entropy_of_the_labels_scored(question, found):
+    own = skewed(question)
+    there = told(own, groups=np.arange(len(own.score.labels)) // 10)
+    assert entropy(own.score.labels) < BITS - 0.1
+    for each, asked in ((found, question), (there, own)):
+        assert each.bits == pytest.approx(entropy(asked.score.labels), abs=1e-12)
+        for arm in (CODES, RANDOM):
+            assert each.told[arm].value == pytest.approx(each.bits - each.decoded[arm].costs.mean(), abs=1e-9)
+            assert each.told[arm].value == pytest.approx(each.told_by(arm), abs=1e-9)
+
+
+@pytest.mark.parametrize("other", [False, True])
+def test_who_knows_the_shares_alone_is_below_none_by_their_divergence(question, other):
+    """Shares of the rows fitted to are not those of the rows scored."""
+    own = skewed(question) if other else question
+    found = told(own, codes=silent, groups=np.arange(len(own.score.labels)) // 10)
+    share = np.bincount(own.score.labels) / len(own.score.labels)
+    divergence = float(share @ np.log2(share / class_shares(own.fit.labels, CLASSES)))
+    assert found.told_by(CODES) == pytest.approx(-divergence, abs=1e-9)
+    assert divergence > 0.1 if other else 0 <= divergence < 1e-3
+
+
+def channel(error: float, part: Purpose):
+    """The class is said, and with that probability another one at random."""
+    generator = np.random.default_rng(2 + len(part.labels))
+    other = (truth(part) + generator.integers(1, CLASSES, len(part.labels))) % CLASSES
+    said = np.where(generator.random(len(part.labels)) < error, other, truth(part))
+    return sparse.csr_matrix(np.eye(CLASSES, ATOMS)[said].astype(np.float32))
+
+
+@pytest.mark.parametrize("error", [0.05, 0.3, 0.6])
+def test_what_a_channel_carries_is_told_and_no_more(question, error):
+    found = told(question, codes=lambda part: channel(error, part))
+    carried = BITS + (1 - error) * math.log2(1 - error) + error * math.log2(error / (CLASSES - 1))
+    costs = [-math.log2(1 - error), -math.log2(error / (CLASSES - 1))]
+    deviation = abs(costs[1] - costs[0]) * math.sqrt(error * (1 - error) / 600)
+    assert carried - 3 * deviation - 0.06 < found.told_by(CODES) < carried + 3 * deviation
+    assert found.decoded[CODES].error == pytest.approx(error, abs=0.06)
+
+
+@pytest.mark.parametrize("codes", [oracle, noise, dense_codes, silent])
+@pytest.mark.parametrize("other", [False, True])
+def test_no_more_is_told_than_there_is_to_tell(question, codes, other):
+    own = skewed(question) if other else question
+    found = told(own, codes=codes, random=oracle, rows=oracle, groups=np.arange(len(own.score.labels)) // 10)
+    for name in found.decoded:
+        assert found.told_by(name) <= found.bits
+        assert (found.decoded[name].costs >= 0).all()
+    for name in found.greedy:
+        assert all(found.told_greedily(name, steps) <= found.bits for steps in range(STEPS + 1))
+    assert all(interval.value <= found.bits for interval in found.told.values())
+
+
+def test_classes_that_are_groups_have_no_interval(question, found):
+    own = told(Question("document", CLASSES, question.fit, question.select, question.score, of_groups=True))
+    for arm in (CODES, RANDOM):
+        assert own.told[arm].value == found.told[arm].value
+        assert math.isnan(own.told[arm].low)
+        assert math.isnan(own.told[arm].high)
+        assert found.told[arm].low < found.told[arm].high
 
 
 def test_intervals_are_of_groups(question):
@@ -143,19 +257,19 @@ def test_intervals_are_of_groups(question):
     mixed = told(question, codes=dense_codes)
     by_class = told(question, codes=dense_codes, groups=question.score.labels)
     for each in (mixed, by_class):
-        assert each.told.low <= each.told.value <= each.told.high
-    assert mixed.told.value == pytest.approx(by_class.told.value)
-    width = mixed.told.high - mixed.told.low
-    standard = (-np.log2(class_shares(question.fit.labels, CLASSES))[question.score.labels]
-                - mixed.decoded[CODES].costs).std() / math.sqrt(600)  # fmt: skip
+        assert each.told[CODES].low <= each.told[CODES].value <= each.told[CODES].high
+    assert mixed.told[CODES].value == pytest.approx(by_class.told[CODES].value)
+    width = mixed.told[CODES].high - mixed.told[CODES].low
+    share = np.bincount(question.score.labels) / 600
+    standard = (-np.log2(share[question.score.labels]) - mixed.decoded[CODES].costs).std() / math.sqrt(600)
     assert width == pytest.approx(4 * standard, rel=0.6)
 
 
 def test_one_group_has_no_interval(question):
     own = told(question, groups=np.zeros(600, int))
-    assert math.isnan(own.told.low)
-    assert math.isnan(own.told.high)
-    assert own.told.value == pytest.approx(BITS, abs=0.1)
+    assert math.isnan(own.told[CODES].low)
+    assert math.isnan(own.told[CODES].high)
+    assert own.told[CODES].value == pytest.approx(BITS, abs=0.1)
 
 
 def test_the_same_twice_and_otherwise_shuffled_with_another_seed(question, found):
@@ -163,9 +277,9 @@ def test_the_same_twice_and_otherwise_shuffled_with_another_seed(question, found
     assert again.told == found.told
     assert again.greedy == found.greedy
     assert again.told_by(SHUFFLED) == found.told_by(SHUFFLED)
-    assert other.told.value == found.told.value
+    assert other.told[CODES].value == found.told[CODES].value
     assert np.isfinite(other.told_by(SHUFFLED))
-    assert not np.array_equal(other.atoms[SHUFFLED].information, found.atoms[SHUFFLED].information)
+    assert not np.array_equal(other.signs[SHUFFLED].information, found.signs[SHUFFLED].information)
 
 
 def test_shuffled_labels_are_learnt_from_and_real_ones_scored(question):

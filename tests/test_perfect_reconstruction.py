@@ -306,8 +306,8 @@ def test_of_samples_bias_and_interval_are_told():
     assert result.estimates["R"].low <= result.redundancy <= result.estimates["R"].high
     assert (result.estimates["gap"].low, result.estimates["gap"].high) == (0, 0)
     assert result.notes == (
-        "No two of 600 samples contradict it, so at most 0.005 of all do, at 95 % confidence, where samples are "
-        "independent.",
+        "It is perfect of the samples. Of combinations never drawn, on which about 0 of the probability lies (Good and "
+        "Turing), nothing is known.",
     )
     other = perfect_reconstruction(x, components, seed=6)
     assert other.estimates["H(x)"].low != result.estimates["H(x)"].low
@@ -335,7 +335,7 @@ def test_too_few_samples_show_little():
     few, little, contradiction = result.notes
     assert few == str(caught[0].message)
     assert little == "Rows that are nearly all different are told apart by anything: this reconstruction shows little."
-    assert "at most 0.06 of all do" in contradiction
+    assert "on which about 1 of the probability lies" in contradiction
     with pytest.warns(FewSamplesWarning, match="50 samples"):
         result = perfect_reconstruction(x, [x.space.variable(np.arange(50) // 2)], resamples=2)
     assert result.verdict is Verdict.RULED_OUT

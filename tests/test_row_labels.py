@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from atoms.checks.information.row_labels import DOCUMENTS, LEAST, POSITIONS, TOKENS, Purpose, Question, questions
-from atoms.checks.row_sample import Sampled
+from atoms.checks.row_sample import Sampled, lots
 
 LENGTH, PER_DOCUMENT = 20, 60
 
@@ -85,11 +85,47 @@ def test_rows_serve_one_purpose_each(known):
 def test_rows_to_select_by_are_of_other_groups_and_a_quarter(seed):
     train = about(30_000, 0)
     train.group = train.doc_id // 2 + 7
+    known = np.unique(train.group)
+    lowest = known[np.argsort(lots(known, seed))][: math.ceil(len(known) / 4)]
     for name in ("token", "position"):
         question = asked(train, about(1500, 1000, seed=1), seed)[name]
         fit, select = (np.unique(train.group[places(part)]) for part in (question.fit, question.select))
         assert set(fit).isdisjoint(select)
-        assert len(select) / (len(select) + len(fit)) == pytest.approx(1 / 4, abs=0.1)
+        assert (len(select), len(select) + len(fit)) == (63, 250)
+        assert set(select) == set(lowest)
+
+
+@pytest.mark.parametrize(("groups", "aside"), [(2, 1), (3, 1), (4, 1), (5, 2), (8, 2), (9, 3), (40, 10)])
+@pytest.mark.parametrize("seed", range(2))
+def test_of_few_groups_some_are_set_aside_and_some_are_not(groups, aside, seed):
+    train = about(groups * 50, 0)
+    train.group = np.arange(groups * 50) % groups * 3 - 1  # one may stand for documents that are not known
+    question = asked(train, about(1500, 1000, seed=1), seed)["position"]
+    fit, select = (np.unique(train.group[places(part)]) for part in (question.fit, question.select))
+    assert (len(select), len(fit)) == (aside, groups - aside)
+    assert set(fit).isdisjoint(select)
+
+
+@pytest.mark.parametrize("group", [-1, 0, 17])
+@pytest.mark.parametrize("seed", range(2))
+def test_of_one_group_a_quarter_of_the_rows_is_set_aside(group, seed):
+    """Whether it is one document or documents that are not known; by the lots of rows, whichever are sampled."""
+    train = about(3000, 0)
+    train.group = np.full(3000, group)
+    found = asked(train, about(1500, 1000, seed=1), seed, step=2)
+    index = np.arange(0, 3000, 2)
+    lowest = index[np.argsort(lots(index, seed))][:375]
+    for name in ("token", "position"):
+        assert found[name].sound
+        assert places(found[name].select).tolist() == sorted(lowest)
+        assert places(found[name].fit).tolist() == sorted({*index} - {*lowest})
+
+
+def test_classes_that_are_groups_say_so(known):
+    """There are no others to draw in their place."""
+    assert {name: question.of_groups for name, question in known.items()} == {
+        "token": False, "position": False, "document": True,
+    }  # fmt: skip
 
 
 def test_another_seed_sets_other_groups_aside():

@@ -163,7 +163,7 @@ def test_bins_hold_about_as_many_rows_each():
         inside = real[binned.labels == at]
         assert low * 0.999 <= inside.min()
         assert inside.max() <= high * 1.001
-        assert binned.symbol(at).startswith(f"[{low:.4g}, ")
+        assert binned.symbol(at).startswith(f"({low:.4g}, ")
 
 
 def test_equal_values_are_in_one_bin():
@@ -173,9 +173,16 @@ def test_equal_values_are_in_one_bin():
     assert table_problem(parquet({"x": [1, 2], "y": [0.5, 0.5]}), "x", bins=9).components[0].size == 1
 
 
-def test_a_number_between_two_bins_is_in_the_upper_one():
+def test_a_number_between_two_bins_is_in_the_lower_one():
     (binned,) = table_problem(parquet({"x": [1, 2, 3], "y": [0.0, 1.0, 2.0]}), "x", bins=2).components
-    assert values(binned) == ["[-inf, 1)", "[1, inf)", "[1, inf)"]
+    assert values(binned) == ["(-inf, 1]", "(-inf, 1]", "(1, inf]"]
+
+
+def test_bins_are_of_equally_many_samples_not_rows():
+    table = pa.table({"x": range(1003), "y": np.arange(1003.0), "n": [1000, *[1] * 1002]})
+    problem = table_problem(parquet(table), "x", ["y"], counts="n", bins=2)
+    assert [problem.components[0].symbol(at) for at in range(2)] == ["(-inf, 1]", "(1, inf]"]
+    assert problem.components[0].probabilities.tolist() == pytest.approx([1001 / 2002, 1001 / 2002])
 
 
 def test_without_bins_numbers_are_what_they_are():

@@ -139,7 +139,9 @@ def _of_units(built: Any) -> None:
     question.command = "information"
     question.checks = replace(question.checks, skip=[check.name for check in CHECKS if check is not Information])
     leave_at_exit()
-    judge(question)
+    for certificate in judge(question):
+        if (reason := certificate.failed.get(Information.name)) is not None:
+            raise AtomsError(f"{certificate.unit.name}: {reason}")
 
 
 def _problem(built: Any) -> Problem:
@@ -182,7 +184,10 @@ def store_problem(path: str, split: str, target: str, components: list[str] | No
     names = components or [name for name in known if name != target]
     space = SampleSpace.of_samples(len(about["position"]))
     x, *parts = (space.variable(np.asarray(known[name]), name) for name in (target, *names))
-    return Problem(x, tuple(parts), f"{target} of {split} rows of {Path(path).name}", path, known.get("group"))
+    apart = known.get("group", known.get("document"))
+    if apart is not None and (apart == apart[0]).all():
+        apart = None  # of one document rows are all there is to resample
+    return Problem(x, parts, f"{target} of {split} rows of {Path(path).name}", path, apart)
 
 
 def solve(problem: Problem, built: Any) -> Reconstruction:

@@ -13,9 +13,9 @@ from numpy.typing import NDArray
 from scipy import sparse
 
 from atoms.errors import AtomsError
-from atoms.information.labels import as_array, label, masses, weigh
+from atoms.information.labels import as_array, distinct_pairs, label, masses, weigh
 from atoms.information.lattice import join
-from atoms.information.measures import Measure, conditional_entropy, entropy, entropy_of
+from atoms.information.measures import Measure, entropy_of
 from atoms.information.variable import SampleSpace, Variable, common_space, compressed
 from atoms.memory import require_memory
 from atoms.progress import Meter
@@ -96,12 +96,11 @@ def few_samples(*variables: Variable) -> str | None:
     if space.draws is None or (missing := unseen(*variables)) <= UNSEEN:
         return None
     counts = masses([variable.part for variable in variables], space.weights, space.alike)
-    names = ", ".join(variable.name for variable in variables[:4]) + (", …" if len(variables) > 4 else "")
     return (
-        f"{space.draws:,} samples are too few for the {np.count_nonzero(counts):,} values seen of ({names}): "
-        f"{missing:.0%} of the samples have one that was seen once, so about as much of the probability lies on values "
-        f"never seen; their entropy is too low, by {_bias(counts, space.draws):.3f} bits to first order, and "
-        "information and redundancy are too high."
+        f"{space.draws:,} samples are too few for the {np.count_nonzero(counts):,} values seen of "
+        f"({_named(variables)}): {missing:.0%} of the samples have one that was seen once, so about as much of the "
+        f"probability lies on values never seen; their entropy is too low, by {_bias(counts, space.draws):.3f} bits to "
+        "first order, and information and redundancy are too high."
     )
 
 
@@ -119,8 +118,8 @@ def estimate(
     resampling repeats the bias of θ, so that percentiles themselves would lie too low by twice as much. It knows no
     upper bound: of a variable that is nearly uniform it lies about log2 of its values, or above. A measure that is 0 in
     the sample for want of a counterexample is 0 in every resampling. There is no interval where there are too few
-    samples, nor by groups for a variable that mostly says which group a sample is from: groups are then what was
-    sampled, and too few. Miller and Madow's correction takes samples as independent, with groups or without.
+    samples, or groups, for the values there are. Miller and Madow's correction takes samples as independent, with
+    groups or without.
 
     Args:
         measure: A function of `atoms.information.measures`, or one like them: variables, and ``entropy=``.
@@ -201,18 +200,23 @@ def estimate_all(
 
 
 def _few_groups(variables: Sequence[Variable], groups: Any) -> str | None:
-    """What is to be said where variables tell groups apart, which are then what was sampled."""
+    """As `few_samples`, where it is groups that were sampled: values that were met in one group alone."""
     if groups is None:
         return None
-    labels, size = label(_by_outcome(variables[0].space, groups), "groups")
-    group = Variable(variables[0].space, labels, size, "group", int)
-    for variable in variables:
-        if variable.size > 1 and conditional_entropy(variable, group) < 0.5 * entropy(variable):
-            return (
-                f"{variable.name} mostly says which of {group.size:,} groups a sample is from: groups not sampled have "
-                "values of their own, and resampling those there are gives no interval."
-            )
-    return None
+    space = variables[0].space
+    values, group = join(*variables), label(_by_outcome(space, groups), "groups")
+    in_groups = np.bincount(distinct_pairs(values.part, group)[0], minlength=values.size)
+    alone = float(values.probabilities[in_groups == 1].sum())
+    if alone <= UNSEEN:
+        return None
+    return (
+        f"{group[1]:,} groups are too few for the {values.size:,} values seen of ({_named(variables)}): {alone:.0%} of "
+        "the samples have one that was met in one group alone; other groups would have values of their own."
+    )
+
+
+def _named(variables: Sequence[Variable]) -> str:
+    return ", ".join(variable.name for variable in variables[:4]) + (", …" if len(variables) > 4 else "")
 
 
 def _again(

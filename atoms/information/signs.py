@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 from scipy import sparse
+from scipy.special import entr
 
 from atoms.information.gain import Signs
 
@@ -75,8 +76,7 @@ def least_rajski(rate: _Floats, label_entropy: float) -> _Floats:
         rate: In [0, 1], (n,).
         label_entropy: H(label), bits.
     """
-    inside = np.clip(rate, 1e-300, 1 - 1e-16)
-    bit = -(inside * np.log2(inside) + (1 - inside) * np.log2(1 - inside))
+    bit = (entr(rate) + entr(1 - rate)) / math.log(2)
     return np.asarray(1 - np.minimum(bit, label_entropy) / np.maximum(np.maximum(bit, label_entropy), 1e-300))
 
 

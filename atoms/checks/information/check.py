@@ -257,7 +257,7 @@ class Information(Check):
             for arm in (CODES, RANDOM, SHUFFLED):
                 if table := _atom_table(label, arm):
                     tables[f"{label.question.name} {arm}"] = table
-        return tables
+        return {name: table for name, table in tables.items() if all(table.values())}
 
     def _notes(self, told: Told) -> Iterator[str]:
         for name, reason in told.left_out.items():
