@@ -186,7 +186,7 @@ class Information(Check):
     def _token(label: LabelTold, judged: Sampled) -> tuple[Verdict, str, int]:
         """Whether the token follows from atoms that are functions of it, of those that fire on some rows."""
         own, part = label.signs[CODES], label.question.score
-        often = own.rate * len(part.labels) >= LEAST
+        often = np.rint(own.rate * len(part.labels)) >= LEAST
         functions = np.flatnonzero(own.function & often & ~np.isnan(own.rajski))
         if not len(functions):
             return Verdict.NOT_APPLICABLE, f"no one of {int(often.sum()):,} atoms is a function of the token", 0

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
@@ -10,13 +9,11 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
 from atoms.checks.bootstrap import Interval, bootstrap_interval
 from atoms.checks.information.row_labels import Purpose, Question
 from atoms.information.decoding import Decoding, Split, decode
 from atoms.information.gain import Signs, Step, greedy_gain
-from atoms.information.measures import entropy_of
 from atoms.information.signs import SignInformation, sign_information
 
 CODES, RANDOM, ROWS, SHUFFLED = "codes", "random", "rows", "shuffled"
@@ -96,18 +93,13 @@ def label_told(
                 scored = replace(scored, labels=shuffle.permutation(scored.labels))
             signs[name] = sign_information(scored, question.classes)
     labels = question.score.labels
-    bits = entropy_of(np.bincount(labels, minlength=question.classes).astype(np.float64))
-    hot = torch.nn.functional.one_hot(torch.from_numpy(labels), question.classes)
+    shares = np.bincount(labels, minlength=question.classes) / len(labels)
+    surprise = -np.log2(shares[labels])  # its mean is the entropy of the label
+    times = 0 if question.of_groups else resamples
     told = {}
     for name in (CODES, RANDOM):
-        left = torch.from_numpy(decoded[name].costs)
-        times = 0 if question.of_groups else resamples
-        told[name] = bootstrap_interval({"of": hot, "left": left}, groups, _told, resamples=times, seed=seed)
-    return LabelTold(question, bits, decoded, told, greedy, signs)
-
-
-def _told(sums: Mapping[str, Tensor]) -> Tensor:
-    """Entropy of the label less what is left of it, of every set of sums."""
-    shares = sums["of"] / sums["rows"][:, None]
-    nats: Tensor = -torch.special.xlogy(shares, shares).sum(1)
-    return nats / math.log(2) - sums["left"] / sums["rows"]
+        saved = {"bits": torch.from_numpy(surprise - decoded[name].costs)}
+        told[name] = bootstrap_interval(
+            saved, groups, lambda sums: sums["bits"] / sums["rows"], resamples=times, seed=seed
+        )
+    return LabelTold(question, float(surprise.mean()), decoded, told, greedy, signs)
