@@ -17,12 +17,12 @@ from atoms.checks.information.label_told import (
     RANDOM,
     ROWS,
     SHUFFLED,
-    STEPS,
     WHOLE,
     Features,
     LabelTold,
     label_told,
 )
+from atoms.checks.information.numbers import class_numbers, label_numbers, tables
 from atoms.checks.information.projection_codes import ProjectionCodes, Whitening, random_directions, row_directions
 from atoms.checks.information.row_classes import MOST_ATOMS, ClassesTold, RowClasses, classes_told, row_classes
 from atoms.checks.information.row_labels import LEAST, Question, questions
@@ -32,14 +32,10 @@ from atoms.information.estimation import FewSamplesWarning
 from atoms.information.gain import Signs
 from atoms.information.reconstruction import Verdict as Outcome
 from atoms.information.reconstruction import perfect_reconstruction
-from atoms.information.signs import SignInformation
 from atoms.information.variable import SampleSpace
 
-_SHOWN = 2048  # atoms in the tables of distances
 _COORDINATES = 1024  # coordinates of the row at most, those of largest variance
 _FUNCTIONS = 64  # atoms at most that a label is rebuilt from
-_GREEDY = (1, STEPS)
-_TOLD = (1, 5, 16, 64)  # atoms that tell classes
 _LABELS = ("token", "position", "document")
 _VERDICTS = {
     Outcome.PERFECT: Verdict.GUARANTEED,
@@ -209,15 +205,16 @@ class Information(Check):
             "held_out_rows": float(told.held_out_rows),
             "classes": float(told.count),
         }
-        numbers |= _class_numbers(told)
+        if told.classes is not None:
+            numbers |= class_numbers(told.classes)
         for label in told.labels:
-            numbers |= _label_numbers(label)
+            numbers |= label_numbers(label)
         return Section(
             name=self.name,
             title=self.title,
             numbers=numbers,
             claims=tuple(self._claims(told)),
-            tables=self._tables(told),
+            tables=tables(told.classes, told.labels),
             notes=tuple(self._notes(told)),
         )
 
@@ -246,19 +243,6 @@ class Information(Check):
                 },
             )
 
-    def _tables(self, told: Told) -> dict[str, dict[str, list[float] | list[str]]]:
-        tables: dict[str, dict[str, list[Any]]] = {}
-        if told.classes is not None:
-            tables["classes"] = _class_table(told.classes)
-        if told.labels:
-            tables["greedy"] = _greedy_table(told.labels)
-            tables["decoders"] = _decoder_table(told.labels)
-        for label in told.labels:
-            for arm in (CODES, RANDOM, SHUFFLED):
-                if table := _atom_table(label, arm):
-                    tables[f"{label.question.name} {arm}"] = table
-        return {name: table for name, table in tables.items() if all(table.values())}
-
     def _notes(self, told: Told) -> Iterator[str]:
         for name, reason in told.left_out.items():
             yield f"Not asked for {name}: {reason}."
@@ -276,123 +260,3 @@ class Information(Check):
                 f"Up to {self.limit:,} rows of each split were looked at, as many as memory_mib="
                 f"{self.subject.settings.memory_mib} holds."
             )
-
-
-def _class_numbers(told: Told) -> dict[str, float]:
-    numbers: dict[str, float] = {}
-    if told.classes is None:
-        return numbers
-    for arm, suffix in ((CODES, ""), (RANDOM, "_random"), (SHUFFLED, "_shuffled")):
-        of_arm = told.classes[arm]
-        fired = float(np.nansum(of_arm.rows.entropy))
-        numbers[f"class_of_firing{suffix}"] = float(of_arm.rows.information.sum() / fired) if fired else float("nan")
-        numbers[f"class_functions{suffix}"] = _functions(of_arm.rows)
-        if (found := of_arm.found) is None:
-            continue
-        distances = [part.rajski for part in found.components]
-        numbers |= {
-            f"class_bits{suffix}": found.entropy,
-            f"class_gap{suffix}": found.gap,
-            f"class_slack{suffix}": found.slack,
-            f"class_redundancy{suffix}": found.redundancy,
-            f"class_rajski{suffix}": float(np.mean(distances)),
-            f"class_rajski_min{suffix}": min(distances),
-        }
-        subsets = found.subsets
-        if subsets is not None and subsets.told:
-            numbers[f"class_atoms{suffix}"] = float(len(subsets.greedy)) if subsets.greedy else float("nan")
-            for k in _TOLD:
-                numbers[f"class_told_{k}{suffix}"] = subsets.told[min(k, len(subsets.told)) - 1]
-    return numbers
-
-
-def _label_numbers(label: LabelTold) -> dict[str, float]:
-    name, decoded = label.question.name, label.decoded[CODES]
-    numbers = {
-        f"{name}_classes": float(label.question.classes),
-        f"{name}_rows": float(len(label.question.score.labels)),
-        f"{name}_bits": label.bits,
-        f"{name}_told_rows": label.told_by(ROWS),
-        f"{name}_told_shuffled": label.told_by(SHUFFLED),
-        f"{name}_told_whole": label.told_by(WHOLE),
-        f"{name}_left": decoded.bits,
-        f"{name}_error": decoded.error,
-        f"{name}_fano": decoded.fano,
-        f"{name}_error_random": label.decoded[RANDOM].error,
-    }
-    for arm, suffix in ((CODES, ""), (RANDOM, "_random")):
-        numbers[f"{name}_told{suffix}"] = label.told[arm].value
-        numbers[f"{name}_told{suffix}_low"] = label.told[arm].low
-        numbers[f"{name}_told{suffix}_high"] = label.told[arm].high
-    for arm in (CODES, RANDOM, ROWS, COORDINATES, SHUFFLED):
-        suffix, own = "" if arm == CODES else f"_{arm}", label.signs[arm]
-        numbers |= {f"{name}_told_{steps}{suffix}": label.told_greedily(arm, steps) for steps in _GREEDY}
-        known = own.rajski[~np.isnan(own.rajski)]
-        numbers[f"{name}_rajski_min{suffix}"] = float(known.min()) if len(known) else float("nan")
-        numbers[f"{name}_functions{suffix}"] = _functions(own)
-    return numbers
-
-
-def _functions(signs: SignInformation) -> float:
-    """Number of features that change and are functions of the label."""
-    return float((signs.function & ~np.isnan(signs.rajski)).sum())
-
-
-def _columns(names: tuple[str, ...], lines: list[tuple[Any, ...]]) -> dict[str, list[Any]]:
-    return {name: [line[place] for line in lines] for place, name in enumerate(names)}
-
-
-def _class_table(classes: Mapping[str, ClassesTold]) -> dict[str, list[Any]]:
-    """Bits of the class told by the first k atoms."""
-    lines = [
-        (arm, float(place + 1), found.components[found.subsets.order[place]].name, bits)
-        for arm in (CODES, RANDOM, SHUFFLED)
-        if (found := classes[arm].found) is not None and found.subsets is not None
-        for place, bits in enumerate(found.subsets.told)
-    ]
-    return _columns(("features", "k", "atom", "bits"), lines)
-
-
-def _greedy_table(labels: tuple[LabelTold, ...]) -> dict[str, list[Any]]:
-    lines = [
-        (label.question.name, arm, float(place + 1), float(step.feature), step.gain, label.bits - step.left)
-        for label in labels
-        for arm in (CODES, RANDOM, ROWS, COORDINATES, SHUFFLED)
-        for place, step in enumerate(label.greedy[arm])
-    ]
-    return _columns(("label", "features", "k", "atom", "gain", "told"), lines)
-
-
-def _decoder_table(labels: tuple[LabelTold, ...]) -> dict[str, list[Any]]:
-    lines = [
-        (
-            label.question.name,
-            arm,
-            label.bits,
-            each.bits,
-            label.bits - each.bits,
-            each.error,
-            each.fano,
-            each.strength,
-            each.blind,
-        )
-        for label in labels
-        for arm, each in label.decoded.items()
-    ]
-    return _columns(("label", "features", "bits", "left", "told", "error", "fano", "strength", "blind"), lines)
-
-
-def _atom_table(label: LabelTold, arm: str) -> dict[str, list[Any]]:
-    """Firing rate and distance to the label of the atoms that fire, or of so many of them, evenly spread."""
-    atoms = label.signs[arm]
-    moving = np.flatnonzero(~np.isnan(atoms.rajski))
-    count = min(_SHOWN, len(moving))
-    shown = moving[np.arange(count) * len(moving) // max(count, 1)]
-    if not len(shown):
-        return {}
-    return {
-        "atom": shown.astype(float).tolist(),
-        "rate": atoms.rate[shown].tolist(),
-        "rajski": atoms.rajski[shown].tolist(),
-        "information": atoms.information[shown].tolist(),
-    }
