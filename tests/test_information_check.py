@@ -15,6 +15,7 @@ from atoms.activations.store import StoreSpec, StoreWriter
 from atoms.activations.writer import moments_name
 from atoms.checks.claim import Section, Verdict
 from atoms.checks.information import check as module
+from atoms.checks.information import numbers as tables
 from atoms.checks.information.check import Information, Told
 from atoms.checks.information.label_told import CODES, COORDINATES, RANDOM, SHUFFLED, WHOLE
 from atoms.checks.information.label_told import ROWS as ROWS_AS_DIRECTIONS
@@ -466,7 +467,7 @@ def test_what_is_reported(oracle):
 
 
 def test_atoms_shown_are_so_many_evenly_spread(store, tokens_alone, monkeypatch):
-    monkeypatch.setattr(module, "_SHOWN", 4)
+    monkeypatch.setattr(tables, "_SHOWN", 4)
     found = section(store, Oracle(), probe_rows=300)
     assert found.tables["token codes"]["atom"] == [0.0, 3.0, 7.0, 11.0]  # of the fifteen that fire
 
