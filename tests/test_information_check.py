@@ -218,7 +218,7 @@ def test_codes_that_know_nothing_tell_nothing_beyond_controls(store, oracle):
     claim = claims(found)["token"]
     assert claim.verdict is Verdict.NOT_APPLICABLE
     assert claim.value == 0
-    assert claim.why == "no one of 16 atoms is a function of the token"
+    assert claim.why == "none of 16 atoms that fire on 10 rows or more is a function of the token"
 
 
 # ----------------------------------------------------------------------------------------- the token from its functions

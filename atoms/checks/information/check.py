@@ -185,7 +185,11 @@ class Information(Check):
         often = np.rint(own.rate * len(part.labels)) >= LEAST
         functions = np.flatnonzero(own.function & often & ~np.isnan(own.rajski))
         if not len(functions):
-            return Verdict.NOT_APPLICABLE, f"no one of {int(often.sum()):,} atoms is a function of the token", 0
+            return (
+                Verdict.NOT_APPLICABLE,
+                f"none of {int(often.sum()):,} atoms that fire on {LEAST} rows or more is a function of the token",
+                0,
+            )
         kept = functions[np.argsort(-own.information[functions], kind="stable")[:_FUNCTIONS]]
         space = SampleSpace.of_samples(len(part.labels))
         signs = Signs.of(judged.codes[part.chosen][:, kept], part.labels)
