@@ -307,6 +307,10 @@ def test_a_unit_on_rows_whose_tokens_are_known(tmp_path, capsys):
     assert not BOXES.search(out)
     assert "logged" not in out
     found = Certificate.load("information/random")
+    numbers = found.numbers()
+    (line,) = re.findall(r"^token +(.*)$", out, re.MULTILINE)
+    suffixes = ("bits", "told", "told_random", "told_rows", "told_whole", "told_5", "told_5_coordinates")
+    assert line.split() == [f"{numbers[f'information/token_{suffix}']:.2f}" for suffix in suffixes]
     (section,) = found.sections
     assert [claim.name for claim in section.claims] == ["token"]
     assert section.numbers["token_bits"] > 2

@@ -1,6 +1,7 @@
 """``atoms information``: whether components determine what they are components of, and what atoms tell of rows."""
 
 import io
+import math
 import sys
 import warnings
 from dataclasses import replace
@@ -9,12 +10,14 @@ from typing import Any
 
 import numpy as np
 from rich.console import Console
+from rich.table import Table
 
 from atoms.activations.location import locate
 from atoms.activations.store import ActivationStore
+from atoms.checks.certificate import Certificate
 from atoms.checks.information.check import Information
 from atoms.checks.registry import CHECKS
-from atoms.commands.parser import AtomsArgumentParser, quiet, readable
+from atoms.commands.parser import AtomsArgumentParser, is_first_rank, quiet, readable
 from atoms.commands.validate import add_arguments, judge, question_of
 from atoms.errors import AtomsError, printable
 from atoms.information.estimation import FewSamplesWarning
@@ -44,6 +47,16 @@ _BELONG: dict[str, tuple[Any, tuple[str, ...]]] = {
     "checks.skip": ([], ()),
 }
 """What settings are if nothing is said, and where they say something."""
+_TOLD = {
+    "_bits": "there are",
+    "_told": "codes",
+    "_told_random": "random",
+    "_told_rows": "training rows",
+    "_told_whole": "all of the row",
+    "_told_5": "five atoms",
+    "_told_5_coordinates": "five coordinates",
+}
+"""What is printed of a label, and its heads."""
 _COLUMNS = {"token": "token_id", "position": "position", "document": "doc_id"}
 
 
@@ -139,9 +152,30 @@ def _of_units(built: Any) -> None:
     question.command = "information"
     question.checks = replace(question.checks, skip=[check.name for check in CHECKS if check is not Information])
     leave_at_exit()
-    for certificate in judge(question):
+    certificates = judge(question)
+    for certificate in certificates if is_first_rank() else ():
+        _show(certificate)
+    for certificate in certificates:
         if (reason := certificate.failed.get(Information.name)) is not None:
             raise AtomsError(f"{certificate.unit.name}: {reason}")
+
+
+def _show(certificate: Certificate) -> None:
+    """Print what is told of each label, by the unit and its controls."""
+    numbers = certificate.numbers()
+    labels = [key.removesuffix("_told") for key in numbers if key.endswith("_told")]
+    if not labels:
+        return
+    table = Table(f"bits told by {certificate.unit.name}", box=None, pad_edge=False)
+    for head in _TOLD.values():
+        table.add_column(head, justify="right", no_wrap=True)
+    for label in labels:
+        cells = (numbers.get(f"{label}{suffix}", math.nan) for suffix in _TOLD)
+        table.add_row(label.rpartition("/")[2], *(f"{value:.2f}" for value in cells))
+    console = Console(highlight=False)
+    if not console.is_terminal:
+        console.width = 120
+    console.print(table)
 
 
 def _problem(built: Any) -> Problem:
