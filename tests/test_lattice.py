@@ -26,6 +26,7 @@ from atoms.information import (
     top,
 )
 from atoms.information.lattice import two_values
+from atoms.information.variable import compressed
 
 laws = settings(deadline=None, max_examples=60)
 
@@ -297,3 +298,12 @@ def test_of_what_is_made_all_labels_occur(found):
     x, y = found
     for made in (join(x, y), meet(x, y), meet(x), top(x.space), bottom(x.space), complement(meet(x, y), x)):
         assert sorted(set(made.labels.tolist())) == list(range(made.size))
+
+
+def test_products_in_single_precision_are_independent():
+    generator = np.random.default_rng(0)
+    p, q, r = (generator.dirichlet(np.ones(n)).astype(np.float32) for n in (3, 4, 5))
+    outer = from_table(np.einsum("i,j,k->ijk", p, q, r))
+    assert independent(*outer)
+    assert independent(*compressed(outer))
+    assert not independent(*from_table(np.diag(p)))

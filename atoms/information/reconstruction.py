@@ -271,7 +271,7 @@ def _confused(x: Variable, whole: Variable) -> tuple[int, tuple[tuple[Any, Any],
 
 def _by_value(x: Variable, components: Sequence[Variable]) -> tuple[Variable, list[Variable]]:
     """X and functions of it on a space with one outcome for each value of X, in the order of its labels."""
-    space = SampleSpace(x.probabilities, x.space.draws, np.arange(x.size))
+    space = SampleSpace(x.probabilities, x.space.draws, np.arange(x.size), rounding=x.space.rounding)
 
     def moved(variable: Variable) -> Variable:
         return replace(variable, space=space, labels=variable.labels[x.firsts])

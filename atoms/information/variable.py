@@ -253,7 +253,7 @@ def compressed(variables: Sequence[Variable]) -> tuple[Variable, ...]:
     whole = Variable(space, labels, size, "all", lambda outcome: outcome)
     first = whole.firsts
     weights = weigh(whole.part, space.weights)
-    small = SampleSpace(weights, space.draws, space.outcomes[first])
+    small = SampleSpace(weights, space.draws, space.outcomes[first], rounding=space.rounding)
 
     def moved(variable: Variable) -> Variable:
         return replace(
