@@ -19,7 +19,7 @@ QUICK = [
     "--checks.rows=300", "--checks.train_rows=200", "--checks.solved_rows=8", "--checks.null_rows=64",
     "--checks.refit_rows=32", "--checks.bootstrap=10", "--trainer.accelerator=cpu",
 ]  # fmt: skip
-FAST = [*QUICK, "--checks.skip=[l1, isometry, identifiability, shift, metric, use, stability]"]
+FAST = [*QUICK, "--checks.skip=[l1, isometry, identifiability, shift, metric, use, information, stability]"]
 BOXES = re.compile("[\u2500-\u257f]")
 
 
