@@ -12,6 +12,7 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
+from atoms.activations.files import write_file
 from atoms.activations.location import locate
 from atoms.activations.store import ActivationStore
 from atoms.checks.certificate import Certificate
@@ -255,9 +256,8 @@ def solve(problem: Problem, built: Any) -> Reconstruction:
         draw(found).savefig(picture, format="png", dpi=120)
     text = to_json(found)
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        (folder / FILE).write_text(text, encoding="utf-8")
-        (folder / "plane.png").write_bytes(picture.getvalue())
+        write_file(folder / "plane.png", picture.getvalue())
+        write_file(folder / FILE, text.encode())
     except OSError as error:
         raise AtomsError(
             f"output is {built.output}, where nothing can be written ({error.strerror}): name another folder"
