@@ -14,10 +14,12 @@ MAY_IMPORT = {
     "metrics": {"geometry", "sae"},
     "activations": {"geometry"},
     "information": set(),
+    "conditioning": {"activations"},
     "units": {"geometry", "sae", "activations"},
-    "checks": {"geometry", "sae", "metrics", "units", "activations", "information"},
+    "checks": {"geometry", "sae", "metrics", "units", "activations", "information", "conditioning"},
     "training": {"geometry", "sae", "metrics", "units", "checks", "activations"},
-    "commands": {"training", "checks", "units", "activations", "sae", "information"},
+    "tuning": {"training", "activations", "conditioning"},
+    "commands": {"training", "checks", "units", "activations", "sae", "information", "conditioning", "tuning"},
 }
 FRAMEWORKS = {"lightning", "torchmetrics", "mlflow", "transformers", "zarr", "pytorch_lightning"}
 
@@ -42,7 +44,7 @@ def test_rooms_import_only_what_lies_before_them(room):
         assert rooms <= MAY_IMPORT[room] | {room}, file
 
 
-@pytest.mark.parametrize("room", ["geometry", "sae", "units", "information"])
+@pytest.mark.parametrize("room", ["geometry", "sae", "units", "information", "conditioning"])
 def test_mathematics_imports_no_framework(room):
     for file in (ROOT / room).rglob("*.py"):
         assert not {name.split(".")[0] for name in imports(file)} & FRAMEWORKS, file
