@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 from safetensors import SafetensorError, safe_open
@@ -43,7 +44,7 @@ def weights_in(files: Sequence[Path], model_type: str = "") -> list[Weight]:
                     if len(shape) < 2 or kind not in _FLOATING:
                         continue  # norms and biases; masks and positions
                     turned = model_type in _CONV1D and key.endswith(_TRANSPOSED)
-                    found[key] = named_weight(key, shape, lambda f=file, k=key: _read(f, k), turned)  # type: ignore[misc]
+                    found[key] = named_weight(key, shape, partial(_read, file, key), turned)
         except FileNotFoundError as error:
             raise AtomsError(f"{file} does not exist: name a .safetensors file") from error
         except (OSError, SafetensorError) as error:

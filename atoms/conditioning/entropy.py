@@ -18,7 +18,7 @@ def gaussian_entropy(covariance: Tensor) -> float:
         covariance: (n, n), symmetric and positive semidefinite.
     """
     n = len(covariance)
-    return n / 2 * math.log(2 * math.pi * math.e) + torch.linalg.slogdet(covariance.double())[1].item() / 2
+    return n / 2 * math.log(2 * math.pi * math.e) + float(torch.linalg.slogdet(covariance.double())[1]) / 2
 
 
 def isotropic_entropy(n: int, variance: float = 1.0) -> float:
@@ -59,4 +59,4 @@ def entropy_after(entropy: float, derivative: Tensor) -> float:
     """
     if not bool((derivative != 0).all()):
         raise AtomsError("derivative is 0 at a sample: the function is not invertible, so its entropy is not this")
-    return entropy + derivative.double().abs().log().sum(1).mean().item()
+    return entropy + float(derivative.double().abs().log().sum(1).mean())

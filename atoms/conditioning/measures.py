@@ -45,7 +45,7 @@ def max_log_volume(norm: float, rank: int) -> float:
 
 
 def entropy_loss(sigma: Tensor) -> float:
-    """Entropy lost against equal singular values of the same Frobenius norm, in nats: at least 0, for all alike exactly.
+    """Entropy lost against equal singular values of the same Frobenius norm, in nats; 0 exactly where they are equal.
 
     ``(r/2) (log mean σ² - mean log σ²)``; the same for any multiple of the matrix, infinite for a singular one.
 
@@ -96,7 +96,7 @@ def spectral_entropy(sigma: Tensor) -> float:
     Args:
         sigma: Singular values (r,); of a positive semidefinite matrix these are its eigenvalues.
     """
-    return torch.special.entr(sigma.double() / sigma.sum()).sum().item()
+    return float(torch.special.entr(sigma.double() / sigma.sum()).sum())
 
 
 def effective_rank(sigma: Tensor) -> float:
@@ -120,7 +120,7 @@ def channel_information(sigma: Tensor, signal: float = 1.0, noise: float = 1.0) 
         signal: Variance of a coordinate of x.
         noise: Variance of a coordinate of η, above 0.
     """
-    return torch.log1p(sigma.double().square() * (signal / noise)).sum().item() / 2
+    return float(torch.log1p(sigma.double().square() * (signal / noise)).sum()) / 2
 
 
 def channel_share(sigma: Tensor, snr: float) -> float:

@@ -1,8 +1,8 @@
 """What a random matrix of the same shape has: the condition number first of all tells rectangles from squares.
 
 The singular values of a matrix of independent Gaussians are those of a bidiagonal matrix of independent χ variables
-(Golub-Kahan by Householder reflections). So draws are exact in law and cost O(n) for the two extremes and O(n²) for all,
-where the matrix itself would cost O(m n²).
+(Golub-Kahan by Householder reflections). So draws are exact in law and cost O(n) for the two extremes and O(n²) for
+all, where the matrix itself would cost O(m n²).
 
 Source: Silverstein 1985; Dumitriu and Edelman 2002; theory.md C6a.
 """
@@ -10,7 +10,7 @@ Source: Silverstein 1985; Dumitriu and Edelman 2002; theory.md C6a.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cache
 
 import numpy as np
 import scipy.linalg
@@ -42,7 +42,7 @@ class ShapeNull:
     entropy_loss: float
 
 
-@lru_cache(maxsize=None)
+@cache
 def shape_null(rows: int, columns: int, seed: int = 0) -> ShapeNull:
     """Measures of Gaussian matrices of a shape; the same for its transpose, and for the same seed always.
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -51,8 +52,8 @@ def spectrum(matrix: Tensor, max_dim: int | None = None, seed: int = 0) -> Spect
     """Singular values of a matrix, in float64 whatever its own precision.
 
     A tall or wide matrix is squared to its smaller Gram matrix, which costs a product, and believed where rounding
-    cannot have moved the smallest singular value by more than a millionth; else, and for a nearly square one, the matrix
-    itself is decomposed. A matrix is never held in float64 as a whole where its Gram matrix is enough.
+    cannot have moved the smallest singular value by more than a millionth; else, and for a nearly square one, the
+    matrix itself is decomposed. A matrix is never held in float64 as a whole where its Gram matrix is enough.
 
     Args:
         matrix: (m, n), any floating dtype and device.
@@ -79,8 +80,8 @@ def bounds(matrix: Tensor, steps: int = _STEPS, seed: int = 0) -> Spectrum:
     """A value that the largest singular value is at least, and one that the smallest is at most, from products alone.
 
     Golub-Kahan bidiagonalisation from a random start, orthogonalised in full, in float64. The singular values of the
-    bidiagonal matrix that comes out lie between the extreme ones of the matrix (interlacing), so its condition number is
-    one that the matrix's is at least. Sketches cannot bound the smallest singular value from below, and nothing here does.
+    bidiagonal matrix that comes out lie between the extreme ones of the matrix (interlacing), so its condition number
+    is one that the matrix's is at least. Nothing cheap bounds the smallest singular value from below.
 
     Source: Golub and Kahan 1965; theory.md C6a.
 
@@ -115,7 +116,7 @@ def bounds(matrix: Tensor, steps: int = _STEPS, seed: int = 0) -> Spectrum:
         right.append(v / v.norm())
     bidiagonal = np.diag(diagonal) + np.diag(beside[: len(diagonal) - 1], 1)
     found = scipy.linalg.svdvals(bidiagonal) * unit
-    norm = sum(part.double().div_(unit).square_().sum().item() for part in tall.split(_lines(tall))) ** 0.5
+    norm = sum(part.double().div_(unit).square_().sum().item() for part in _parts(tall)) ** 0.5
     return Spectrum(_shape(matrix), norm * unit, float(found[0]), float(found[-1]), None)
 
 
@@ -128,7 +129,7 @@ def _require_matrix(matrix: Tensor) -> None:
         )
     if matrix.numel() == 0:
         raise AtomsError(f"a matrix of shape {tuple(matrix.shape)} is empty")
-    bad = sum(int((~part.isfinite()).sum()) for part in matrix.split(_lines(matrix)))
+    bad = sum(int((~part.isfinite()).sum()) for part in _parts(matrix))
     if bad:
         raise AtomsError(f"{bad:,} of {matrix.numel():,} weights are not finite")
     if not bool((matrix != 0).any()):
@@ -139,7 +140,7 @@ def _by_gram(tall: Tensor, unit: float) -> Tensor | None:
     """Singular values from the Gram matrix, descending on the CPU; None where rounding may have spoilt the smallest."""
     n = tall.shape[1]
     gram = torch.zeros(n, n, dtype=torch.float64, device=tall.device)
-    for part in tall.split(_lines(tall)):
+    for part in _parts(tall):
         block = part.double() / unit
         gram.addmm_(block.mT, block)
     squares = torch.linalg.eigvalsh(gram).flip(0).cpu()
@@ -147,8 +148,9 @@ def _by_gram(tall: Tensor, unit: float) -> Tensor | None:
     return squares.sqrt() if bool(squares[-1] * 2 * _TRUSTED > error) else None
 
 
-def _lines(matrix: Tensor) -> int:
-    return max(1, _BLOCK // matrix.shape[1])
+def _parts(matrix: Tensor) -> Sequence[Tensor]:
+    """Its rows in parts that can be converted at once."""
+    return torch.split(matrix, max(1, _BLOCK // matrix.shape[1]))
 
 
 def _unit(matrix: Tensor) -> float:
@@ -157,14 +159,14 @@ def _unit(matrix: Tensor) -> float:
     return float(np.ldexp(1.0, int(exponent)))
 
 
-def _floor(values: Tensor) -> Tensor:
+def _floor(values: Tensor) -> float:
     """What cannot be told from 0."""
-    return len(values) * torch.finfo(torch.float64).eps * values[0]
+    return len(values) * torch.finfo(torch.float64).eps * values[0].item()
 
 
 def _product(matrix: Tensor, vector: Tensor, unit: float) -> Tensor:
     """``matrix @ vector`` in float64."""
-    return torch.cat([(part.double() @ vector) / unit for part in matrix.split(_lines(matrix))])
+    return torch.cat([(part.double() @ vector) / unit for part in _parts(matrix)])
 
 
 def _orthogonal(vector: Tensor, to: list[Tensor]) -> Tensor:

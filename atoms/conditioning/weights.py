@@ -11,6 +11,7 @@ import importlib.util
 import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Literal
 
 import torch
@@ -109,9 +110,8 @@ def weights_of(module: nn.Module) -> list[Weight]:
             if len(shape) < 2 or id(parameter) in found:
                 continue
             kind = _kind_in(part, key, name, len(shape))
-            found[id(parameter)] = Weight(
-                name, kind, shape, lambda p=parameter, n=name: _values(p, n), type(part).__name__ == "Conv1D"
-            )  # fmt: skip
+            turned = type(part).__name__ == "Conv1D"
+            found[id(parameter)] = Weight(name, kind, shape, partial(_values, parameter, name), turned)
     if not found:
         raise AtomsError(f"{type(module).__name__} holds no matrix: tensors of one dimension have no condition number")
     return list(found.values())
@@ -189,12 +189,9 @@ def _dequantised(parameter: Any, name: str) -> Tensor:
         )
     from bitsandbytes import functional
 
-    if type(parameter).__name__ == "Params4bit":
-        if getattr(parameter, "quant_state", None) is None:
-            return parameter.detach().float()  # not quantised before it is moved to a device
-        values: Tensor = functional.dequantize_4bit(parameter.data, parameter.quant_state)
+    values: Tensor = parameter.detach()  # quantised only once it is moved to a device
+    if getattr(parameter, "quant_state", None) is not None:
+        values = functional.dequantize_4bit(parameter.data, parameter.quant_state)
     elif getattr(parameter, "CB", None) is not None:
         values = functional.int8_vectorwise_dequant(parameter.CB, parameter.SCB)
-    else:
-        return parameter.detach().float()
     return values.float()
