@@ -4,19 +4,17 @@ import copy
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager, nullcontext
+from contextlib import ExitStack, nullcontext
 from typing import Any
 
 import lightning as L
 import numpy as np
 import torch
-from huggingface_hub.utils import are_progress_bars_disabled, enable_progress_bars  # type: ignore[attr-defined]
 from lightning.pytorch.utilities import rank_zero_only
 from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset
 from transformers import PreTrainedTokenizerBase
-from transformers.utils import logging as transformers_logging
 
 from atoms.activations.document_groups import GROUPS_FILE, DocumentGroups
 from atoms.activations.grid import Grid, Span
@@ -165,8 +163,7 @@ class HarvestModule(L.LightningModule):
 
     def configure_model(self) -> None:
         """Load the weights."""
-        with _quiet_transformers():
-            model = load_model(self.resolved)
+        model = load_model(self.resolved)
         if self.resolved.device_map is None:
             self.model = model
         else:  # out of sight of Lightning, which would move all of it to one device
@@ -438,23 +435,6 @@ def _frame(settings: HarvestSpec, special: SpecialTokens, tokenizer: PreTrainedT
                 "packing out"
             )
     return Frame(special.prefix, special.suffix, separator, settings.special)
-
-
-@contextmanager
-def _quiet_transformers() -> Iterator[None]:
-    """No bar for reading weights and no report on them, which `load_model` checks; downloads keep their bar."""
-    bar, hub_bar = transformers_logging.is_progress_bar_enabled(), not are_progress_bars_disabled()
-    verbosity = transformers_logging.get_verbosity()
-    transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
-    if hub_bar:
-        enable_progress_bars()
-    transformers_logging.set_verbosity_error()  # type: ignore[no-untyped-call]
-    try:
-        yield
-    finally:
-        transformers_logging.set_verbosity(verbosity)
-        if bar and hub_bar:
-            transformers_logging.enable_progress_bar()  # type: ignore[no-untyped-call]
 
 
 @rank_zero_only

@@ -10,20 +10,24 @@ import fnmatch
 import hashlib
 import importlib.util
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from copy import deepcopy
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import numpy as np
 import torch
 from huggingface_hub import HfApi, is_offline_mode
+from huggingface_hub.utils import are_progress_bars_disabled, enable_progress_bars  # type: ignore[attr-defined]
 from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
-from transformers import AutoConfig, AutoModel, AutoTokenizer, PretrainedConfig, PreTrainedModel
+from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoTokenizer, PretrainedConfig, PreTrainedModel
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 from transformers.tokenization_utils_base import PreTrainedTokenizerBase
+from transformers.utils import logging
 from transformers.utils.hub import cached_file
 
 from atoms.errors import AtomsError
@@ -116,6 +120,43 @@ def load_model(resolved: ResolvedModel) -> PreTrainedModel:
     Raises:
         AtomsError: If the weights cannot be read, or do not fill the whole model.
     """
+    return _prepare(_load(AutoModel, resolved))
+
+
+def load_causal_model(resolved: ResolvedModel) -> PreTrainedModel:
+    """Load the model with its causal head, to be trained.
+
+    Raises:
+        AtomsError: If it has no such head, or the weights cannot be read, or do not fill the whole model.
+    """
+    require_causal(resolved.config, resolved.path)
+    model = _load(AutoModelForCausalLM, resolved)
+    model.config.use_cache = False
+    model.train()
+    return model
+
+
+def require_causal(config: PretrainedConfig, name: str) -> None:
+    """Refuse a model that does not predict the next token.
+
+    Args:
+        config: Its configuration.
+        name: What to call it.
+
+    Raises:
+        AtomsError: If it was saved without a causal head, or its family has none.
+    """
+    causal = set(MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.values())
+    saved = list(config.architectures or [])
+    if config.model_type not in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES or not causal.intersection(saved):
+        said = ", ".join(saved) or config.model_type
+        raise AtomsError(
+            f"data.harvest.model.name={name!r} has no causal head ({said}), so it predicts no next token: name "
+            "a causal language model"
+        )
+
+
+def _load(kind: type[AutoModel | AutoModelForCausalLM], resolved: ResolvedModel) -> PreTrainedModel:
     placed = {}
     if resolved.device_map is not None:
         if importlib.util.find_spec("accelerate") is None:
@@ -125,14 +166,16 @@ def load_model(resolved: ResolvedModel) -> PreTrainedModel:
             )
         placed["device_map"] = resolved.device_map
     try:
-        model, info = AutoModel.from_pretrained(
-            resolved.path, config=deepcopy(resolved.config), dtype=resolved.dtype, use_safetensors=True,
-            output_loading_info=True, **placed, **_source(resolved),
-        )  # fmt: skip
+        with quiet_transformers():
+            loaded: Any = kind.from_pretrained(
+                resolved.path, config=deepcopy(resolved.config), dtype=resolved.dtype, use_safetensors=True,
+                output_loading_info=True, **placed, **_source(resolved),
+            )  # fmt: skip
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         raise AtomsError(
             f"data.harvest.model.name={resolved.path!r}: cannot load weights ({_first_line(error)})"
         ) from error
+    model, info = loaded
     # A pooler reads the last hidden state and is not part of the language model; many checkpoints lack it.
     missing = sorted(key for key in info["missing_keys"] if not key.startswith("pooler."))
     if missing:
@@ -140,7 +183,24 @@ def load_model(resolved: ResolvedModel) -> PreTrainedModel:
             f"data.harvest.model.name={resolved.path!r}: the checkpoint lacks {len(missing)} weights, "
             f"e.g. {missing[0]!r}, which would be random; name a complete checkpoint"
         )
-    return _prepare(model)
+    return cast("PreTrainedModel", model)
+
+
+@contextmanager
+def quiet_transformers() -> Iterator[None]:
+    """No bar for reading weights and no report on them, which `_load` checks; downloads keep their bar."""
+    bar, hub_bar = logging.is_progress_bar_enabled(), not are_progress_bars_disabled()
+    verbosity = logging.get_verbosity()
+    logging.disable_progress_bar()  # type: ignore[no-untyped-call]
+    if hub_bar:
+        enable_progress_bars()
+    logging.set_verbosity_error()  # type: ignore[no-untyped-call]
+    try:
+        yield
+    finally:
+        logging.set_verbosity(verbosity)
+        if bar and hub_bar:
+            logging.enable_progress_bar()  # type: ignore[no-untyped-call]
 
 
 def read_tensors(resolved: ResolvedModel, names: Sequence[str]) -> dict[str, torch.Tensor]:
@@ -169,6 +229,35 @@ def read_tensors(resolved: ResolvedModel, names: Sequence[str]) -> dict[str, tor
             f"data.harvest.model.name={resolved.path!r}: cannot read weights ({_first_line(error)})"
         ) from error
     return found
+
+
+def weight_files(resolved: ResolvedModel) -> list[Path]:
+    """Safetensors files of a model, fetched from the hub where the cache lacks them; no tensor is read.
+
+    Args:
+        resolved: The model.
+
+    Returns:
+        The files that transformers would load; of a folder without any of the usual names, all.
+
+    Raises:
+        AtomsError: If there is no such file, or an index cannot be understood.
+    """
+    if resolved.revision is not None:
+        return _weight_files(resolved, ("",))  # every name ends in nothing
+    folder = Path(resolved.path)
+    index = folder / f"{_WEIGHTS}.index.json"
+    if (folder / _WEIGHTS).exists():
+        return [folder / _WEIGHTS]
+    if not index.exists():
+        return sorted(folder.glob("*.safetensors"))
+    try:
+        return [folder / file for file in sorted(set(json.loads(index.read_text())["weight_map"].values()))]
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise AtomsError(
+            f"data.harvest.model.name={resolved.path!r}: {index.name} is no index of weights ({_first_line(error)}); "
+            "fetch or save the model again"
+        ) from error
 
 
 def find_config(spec: ModelSpec) -> PretrainedConfig:

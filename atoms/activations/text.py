@@ -38,24 +38,44 @@ class StdlibDocstrings(Corpus):
     Args:
         min_chars: Shortest docstring kept, in characters; shorter ones hold little but a signature.
         limit: Stop after this many documents.
+        modules: Top-level modules to read, e.g. ``[tkinter, turtle]``; all by default.
+        without: Top-level modules to leave out.
     """
 
-    def __init__(self, min_chars: int = 100, limit: int | None = None) -> None:
+    def __init__(
+        self,
+        min_chars: int = 100,
+        limit: int | None = None,
+        modules: list[str] | None = None,
+        without: list[str] | None = None,
+    ) -> None:
         check_limit(limit)
         self.min_chars = min_chars
         self.limit = limit
+        self.modules = modules
+        self.without = without
 
     def documents(self) -> Iterator[Document]:  # noqa: D102  # inherited
         yield from self._documents
 
     def settings(self) -> dict[str, Any]:  # noqa: D102
-        return {"min_chars": self.min_chars, "limit": self.limit}
+        # What is not asked for is not named, so that stores made before one could ask stay the same.
+        asked = {"modules": self.modules, "without": self.without}
+        chosen = {name: value for name, value in asked.items() if value is not None}
+        return {"min_chars": self.min_chars, "limit": self.limit, **chosen}
 
     @cached_property
     def _documents(self) -> list[Document]:
         """All documents; parsing takes seconds and is done once."""
-        found = (document for document in _library_docstrings() if len(document.text) >= self.min_chars)
-        return list(at_most(self.limit, found, f"data.harvest.corpus.min_chars={self.min_chars} leaves no docstring"))
+        found = (each for each in _library_docstrings() if len(each.text) >= self.min_chars and self._asked(each.name))
+        said = "".join(f", {name}={value}" for name, value in self.settings().items() if name in ("modules", "without"))
+        return list(
+            at_most(self.limit, found, f"data.harvest.corpus.min_chars={self.min_chars}{said} leaves no docstring")
+        )
+
+    def _asked(self, name: str) -> bool:
+        module = name.partition(".")[0]
+        return (self.modules is None or module in self.modules) and module not in (self.without or ())
 
 
 class TextFiles(Corpus):

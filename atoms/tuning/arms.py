@@ -1,0 +1,160 @@
+"""The recipes that are compared: what is trained, and by what order it was chosen."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from torch import nn
+
+from atoms.conditioning.selection import Budget, Candidate, Order, Selection, select
+from atoms.errors import AtomsError
+from atoms.tuning.adapters import adapted, linear_tensors, matched_rank, require_peft, trainable
+
+
+@dataclass(frozen=True)
+class Arm:
+    """One recipe.
+
+    Attributes:
+        name: How it is called.
+        method: Whether all parameters, chosen tensors or adapters are trained.
+        order: By what tensors are chosen; None for all of them.
+    """
+
+    name: str
+    method: Literal["full", "tensors", "adapters"]
+    order: Order | None = None
+
+
+ARMS = {
+    arm.name: arm
+    for arm in (
+        Arm("full", "full"),
+        Arm("lora", "adapters"),
+        Arm("kappa", "tensors", "kappa"),
+        Arm("reversed", "tensors", "reversed"),
+        Arm("random", "tensors", "random"),
+        Arm("relative", "tensors", "relative"),
+        Arm("kappa_lora", "adapters", "kappa"),
+        Arm("reversed_lora", "adapters", "reversed"),
+        Arm("random_lora", "adapters", "random"),
+        Arm("relative_lora", "adapters", "relative"),
+    )
+}
+"""All recipes, by name."""
+
+
+@dataclass(frozen=True)
+class Share:
+    """How much every arm but ``full`` trains."""
+
+    parameters: int | None = None
+    """Parameters to train."""
+    fraction: float | None = None
+    """The same as a share of the candidates' parameters."""
+    include: tuple[str, ...] = ()
+    """Patterns of tensors' names, one of which must fit, where an arm chooses."""
+    exclude: tuple[str, ...] = ()
+    """Patterns of tensors' names, none of which may fit."""
+    embeddings: bool = False
+    """Whether embeddings and output embedding may be chosen."""
+    adapted: float = 0.2
+    """Share of the tensors that get an adapter where an arm chooses which; PEFT's ``top_p``."""
+
+    def __post_init__(self) -> None:
+        """Refuse what says nothing."""
+        if (self.parameters is None) == (self.fraction is None):
+            raise AtomsError("budget: give one of budget.parameters and budget.fraction")
+        if self.parameters is not None and self.parameters < 1:
+            raise AtomsError(f"budget.parameters is {self.parameters}: give at least 1")
+        for name in ("fraction", "adapted"):
+            value = getattr(self, name)
+            if value is not None and not 0 < value <= 1:
+                raise AtomsError(f"budget.{name} is {value}: give a number above 0 and at most 1")
+
+    def of(self, candidates: Sequence[Candidate]) -> int:
+        """Parameters to train of a model.
+
+        Args:
+            candidates: Its tensors.
+        """
+        if self.parameters is not None:
+            return self.parameters
+        open_to = [each for each in candidates if each.kind not in ("embedding", "unembedding") or self.embeddings]
+        return int((self.fraction or 0) * sum(each.parameters for each in open_to))
+
+    def choose(self, candidates: Sequence[Candidate], budget: Budget, order: Order, seed: int) -> Selection:
+        """Choose tensors among those it leaves open.
+
+        Args:
+            candidates: All tensors.
+            budget: How much.
+            order: By what.
+            seed: Of a random order.
+
+        Raises:
+            AtomsError: If nothing can be chosen.
+        """
+        try:
+            return select(candidates, budget, order, seed, self.include, self.exclude, self.embeddings)
+        except AtomsError as error:
+            raise AtomsError(f"budget: {error}") from error
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What an arm does to a model.
+
+    Attributes:
+        arm: The arm.
+        selection: Tensors it chose; None where it takes all.
+        rank: Of its adapters; None where it has none.
+        trained: Parameters it trains.
+    """
+
+    arm: Arm
+    selection: Selection | None
+    rank: int | None
+    trained: int
+
+    def apply(self, model: nn.Module) -> nn.Module:
+        """Prepare a model: adapters are put on and the rest frozen. Chosen tensors are left to `KappaTune`.
+
+        Args:
+            model: The model, changed in place.
+        """
+        if self.rank is None:
+            return model
+        names = linear_tensors(model) if self.selection is None else self.selection.names
+        return adapted(model, names, self.rank)
+
+
+def plan(arm: Arm, model: nn.Module, candidates: Sequence[Candidate], share: Share, seed: int) -> Plan:
+    """Work out what an arm trains.
+
+    Args:
+        arm: The arm.
+        model: The model; it is not changed.
+        candidates: Its tensors, surveyed.
+        share: How much to train.
+        seed: Of a random order.
+
+    Raises:
+        AtomsError: If nothing can be chosen or adapters cannot be matched.
+    """
+    wanted = share.of(candidates)
+    if arm.method == "full":
+        return Plan(arm, None, None, trainable(model))
+    if arm.method == "tensors":
+        assert arm.order is not None
+        chosen = share.choose(candidates, Budget(parameters=wanted), arm.order, seed)
+        return Plan(arm, chosen, None, chosen.parameters)
+    require_peft()
+    selection = None
+    if arm.order is not None:
+        selection = share.choose(candidates, Budget(fraction=share.adapted), arm.order, seed)
+    names = linear_tensors(model) if selection is None else selection.names
+    rank, trained = matched_rank(model, names, wanted)
+    return Plan(arm, selection, rank, trained)

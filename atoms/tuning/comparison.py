@@ -1,0 +1,160 @@
+"""What arms forget where they have learnt the same: curves at equal loss, and differences paired by seed.
+
+An end point compares a fast learner with a slow one. Here a pair of arms is compared where both have come to the same
+loss, once of the training text and once of held-out task text, by interpolation on the way down.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
+
+import numpy as np
+import scipy.stats
+
+from atoms.tuning.curves import Curve
+
+Axis = Literal["train", "test"]
+DEPTHS = (0.5, 1.0)
+"""How far down to the lowest loss that both arms reach on every seed a pair is compared."""
+CONFIDENCE = 0.95
+
+
+@dataclass(frozen=True)
+class Paired:
+    """Two arms at one loss.
+
+    Attributes:
+        arm: The first.
+        reference: The second.
+        axis: Which loss is equal.
+        depth: How far down from the loss at the start to the lowest that both reach on every seed.
+        level: That loss, in nats a token.
+        forgetting: Mean forgetting of the arm there, in nats a token.
+        forgetting_reference: The reference's.
+        difference: Mean over seeds of the arm's less the reference's; below 0 the arm forgets less.
+        low: Lower end of its 95 % interval (Student's t over seeds); NaN for one seed.
+        high: Upper end.
+        seeds: Seeds both were run on.
+    """
+
+    arm: str
+    reference: str
+    axis: Axis
+    depth: float
+    level: float
+    forgetting: float
+    forgetting_reference: float
+    difference: float
+    low: float
+    high: float
+    seeds: int
+
+    @property
+    def verdict(self) -> str:
+        """What the interval says of the arm."""
+        return "forgets less" if self.high < 0 else "forgets more" if self.low > 0 else "not told apart"
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values; None for NaN."""
+        return {
+            key: None if isinstance(value, float) and math.isnan(value) else value
+            for key, value in asdict(self).items()
+        } | {"verdict": self.verdict}
+
+
+def forgetting_at(curve: Curve, axis: Axis, level: float) -> float:
+    """Forgetting where a loss first comes down to a level, interpolated between points; NaN if it never does.
+
+    Args:
+        curve: One run.
+        axis: Which loss.
+        level: In nats a token.
+    """
+    losses, forgotten = curve.losses[axis], curve.forgetting()
+    for after, loss in enumerate(losses):
+        if loss <= level:
+            if after == 0:
+                return forgotten[0]
+            before = after - 1
+            share = (losses[before] - level) / (losses[before] - loss)
+            return forgotten[before] + share * (forgotten[after] - forgotten[before])
+    return math.nan
+
+
+def common_level(curves: Sequence[Curve], axis: Axis, depth: float) -> float:
+    """A loss that all curves come down to.
+
+    Args:
+        curves: Runs that begin alike.
+        axis: Which loss.
+        depth: Share of the way from the loss at the start to the lowest that all of them reach.
+    """
+    start = min(curve.losses[axis][0] for curve in curves)
+    lowest = max(min(curve.losses[axis]) for curve in curves)
+    return start - depth * (start - min(lowest, start))
+
+
+def compare(
+    arm: str, reference: str, runs: Mapping[str, Mapping[int, Curve]], axis: Axis, depth: float
+) -> Paired | None:
+    """Two arms at equal loss, paired by seed.
+
+    Args:
+        arm: The first.
+        reference: The second.
+        runs: Curves by arm and seed.
+        axis: Which loss is equal.
+        depth: How far down.
+
+    Returns:
+        The comparison; None if they share no seed or one of them never lowers the loss on some seed.
+    """
+    seeds = sorted(runs[arm].keys() & runs[reference].keys())
+    if not seeds:
+        return None
+    level = common_level([runs[name][seed] for name in (arm, reference) for seed in seeds], axis, depth)
+    if any(level >= runs[name][seed].losses[axis][0] for name in (arm, reference) for seed in seeds):
+        return None
+    ours, theirs = (
+        np.array([forgetting_at(runs[name][seed], axis, level) for seed in seeds]) for name in (arm, reference)
+    )
+    mean, low, high = interval(ours - theirs)
+    return Paired(
+        arm, reference, axis, depth, level, float(ours.mean()), float(theirs.mean()), mean, low, high, len(seeds)
+    )
+
+
+def interval(differences: np.ndarray[Any, Any]) -> tuple[float, float, float]:
+    """Mean of independent differences and its 95 % interval by Student's t; NaN ends for a single one.
+
+    Args:
+        differences: One a seed, (seeds,).
+    """
+    mean = float(differences.mean())
+    if len(differences) < 2:
+        return mean, math.nan, math.nan
+    error = float(differences.std(ddof=1)) / math.sqrt(len(differences))
+    half = float(scipy.stats.t.ppf((1 + CONFIDENCE) / 2, len(differences) - 1)) * error
+    return mean, mean - half, mean + half
+
+
+def comparisons(runs: Mapping[str, Mapping[int, Curve]], references: Sequence[str]) -> list[Paired]:
+    """Every arm against every reference, on both axes and at all `DEPTHS`.
+
+    Args:
+        runs: Curves by arm and seed.
+        references: Arms to compare with; those that were not run are passed over.
+    """
+    there = [reference for reference in references if reference in runs]
+    axes: tuple[Axis, ...] = ("train", "test")
+    pairs = [
+        (arm, reference)
+        for place, reference in enumerate(there)
+        for arm in runs
+        if arm != reference and arm not in there[:place]  # a pair of references once
+    ]
+    found = (compare(*pair, runs, axis, depth) for pair in pairs for axis in axes for depth in DEPTHS)
+    return [paired for paired in found if paired is not None]

@@ -1,0 +1,305 @@
+"""One experiment: every arm tuned by the same rule, run on the same seeds and batches, and compared."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import torch
+from lightning.fabric.utilities.exceptions import MisconfigurationException
+from lightning.pytorch.utilities import rank_zero_only
+from torch import nn
+
+from atoms.activations.files import write_file
+from atoms.activations.language_model import ResolvedModel, load_causal_model, load_tokenizer, quiet_transformers
+from atoms.conditioning.selection import Candidate
+from atoms.errors import AtomsError, printable
+from atoms.tuning.arms import Arm, Plan, Share, plan
+from atoms.tuning.curves import LOSSES, Curve, Recorder
+from atoms.tuning.kappa_tune import KappaTune
+from atoms.tuning.language_model import CausalLM, batches
+from atoms.tuning.text import Text
+
+_VERSION = 1
+_STEP = 10**0.5
+"""From one learning rate to the next where the search goes on past the end of the list."""
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How every arm is trained; the same for all but the learning rate, which is found for each by the same rule."""
+
+    steps: int = 200
+    """Optimizer steps of a run."""
+    batch_size: int = 16
+    """Blocks of a step, over all ranks."""
+    warmup: int = 10
+    """Steps until the learning rate is reached; constant after them."""
+    learning_rates: list[float] = field(default_factory=lambda: [1e-4, 3e-4, 1e-3, 3e-3])
+    """Rates tried for every arm. Where the best is the first or last, the search goes on beyond it."""
+    extensions: int = 2
+    """Rates tried at most beyond either end."""
+    seeds: int = 5
+    """Runs of every arm at its rate; seed 0, on which rates are tried, is none of them."""
+    points: int = 12
+    """Points of a curve after the start: at steps of equal ratio."""
+    eval_tokens: int = 8192
+    """Tokens of each text on which losses are measured, at most."""
+    clip: float = 1.0
+    """Largest norm of a gradient; 0 for none."""
+
+    def __post_init__(self) -> None:
+        """Refuse what cannot be run."""
+        for name in ("steps", "batch_size", "seeds", "points", "eval_tokens"):
+            if getattr(self, name) < 1:
+                raise AtomsError(f"recipe.{name} is {getattr(self, name)}: give at least 1")
+        for name in ("warmup", "extensions", "clip"):
+            if getattr(self, name) < 0:
+                raise AtomsError(f"recipe.{name} is {getattr(self, name)}: give 0 or more")
+        rates = self.learning_rates
+        if not rates or min(rates) <= 0 or sorted(set(rates)) != rates:
+            raise AtomsError(f"recipe.learning_rates is {rates}: give ascending numbers above 0")
+
+    @property
+    def at(self) -> list[int]:
+        """Steps at which losses are measured."""
+        last = self.steps
+        return sorted({0, last, *(round(last ** (k / self.points)) for k in range(1, self.points + 1))})
+
+
+@dataclass(frozen=True)
+class Run:
+    """One run of an arm.
+
+    Attributes:
+        arm: The arm's name.
+        lr: Learning rate.
+        seed: Of batches, adapters and random choices; 0 while rates are tried.
+        trained: Parameters that were trained.
+        rank: Of adapters; None where there are none.
+        chosen: Tensors that an order chose.
+        curve: Losses.
+    """
+
+    arm: str
+    lr: float
+    seed: int
+    trained: int
+    rank: int | None
+    chosen: list[str]
+    curve: Curve
+
+    @property
+    def best(self) -> float:
+        """Lowest loss on the validation text; infinite where the run diverged at once."""
+        return min((value for value in self.curve.losses["val"] if value == value), default=float("inf"))
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values."""
+        return {**vars(self), "curve": self.curve.to_json()}
+
+    @staticmethod
+    def from_json(record: dict[str, Any]) -> Run:
+        """What `to_json` wrote."""
+        return Run(**{**record, "curve": Curve(**record["curve"])})
+
+
+@dataclass(frozen=True, eq=False)
+class Bench:
+    """What all runs share.
+
+    Attributes:
+        model: The model that every run begins with.
+        candidates: Its tensors, surveyed.
+        text: Blocks.
+        recipe: How to train.
+        share: How much to train.
+        trainer: Where to run: accelerator, devices, strategy, num_nodes, precision.
+        folder: Where finished runs are kept.
+        keep: Whether the model of every arm's first seed is saved.
+        said: Called with tokens that are done.
+    """
+
+    model: ResolvedModel
+    candidates: Sequence[Candidate]
+    text: Text
+    recipe: Recipe
+    share: Share
+    trainer: dict[str, Any]
+    folder: Path
+    keep: bool = False
+    said: Callable[[int], None] = lambda _: None
+
+    @property
+    def tokens_per_step(self) -> int:
+        """Tokens of a step over all ranks."""
+        return self.recipe.batch_size * self.text.train.ids.shape[1]
+
+
+def search(bench: Bench, arm: Arm, logged: Callable[[Run], None] = lambda _: None) -> list[Run]:
+    """Try learning rates, and go on beyond an end of the list while the best lies there.
+
+    Args:
+        bench: What all runs share.
+        arm: The arm.
+        logged: Called with every run.
+
+    Returns:
+        The runs, by ascending rate; `best_of` says which rate is taken.
+    """
+    recipe = bench.recipe
+    found: dict[float, Run] = {}
+
+    def try_(lr: float) -> None:
+        found[lr] = run(bench, arm, lr, 0)
+        logged(found[lr])
+
+    for lr in recipe.learning_rates:
+        try_(lr)
+    for up in (True, False):
+        for _ in range(recipe.extensions):
+            edge = max(found) if up else min(found)
+            if best_of(list(found.values())).lr != edge:
+                break
+            try_(float(f"{edge * _STEP if up else edge / _STEP:.3g}"))
+    return [found[lr] for lr in sorted(found)]
+
+
+def best_of(runs: Sequence[Run]) -> Run:
+    """The run of lowest validation loss at any point of its curve; of equal ones that of the lowest rate.
+
+    Args:
+        runs: Of one arm.
+    """
+    return min(runs, key=lambda each: (each.best, each.lr))
+
+
+def run(bench: Bench, arm: Arm, lr: float, seed: int) -> Run:
+    """Train once, or read what an earlier call of the same experiment left.
+
+    Args:
+        bench: What all runs share.
+        arm: The arm.
+        lr: Learning rate.
+        seed: Of batches, adapters and random choices.
+
+    Raises:
+        AtomsError: If the arm cannot be run on this model.
+    """
+    file = bench.folder / "runs" / f"{arm.name}-lr{lr:g}-seed{seed}.json"
+    kept = bench.folder / "models" / arm.name
+    keep = bench.keep and seed == 1
+    if file.exists() and (kept.exists() or not keep):
+        bench.said(bench.recipe.steps * bench.tokens_per_step)
+        return _read(file)
+    model: nn.Module = load_causal_model(bench.model)
+    planned = plan(arm, model, bench.candidates, bench.share, seed)
+    finished, model = _train(bench, planned, model, lr, seed)
+    if keep:
+        _save(model, planned, bench.model, kept)
+    _write(file, finished.to_json())
+    return finished
+
+
+def _train(bench: Bench, planned: Plan, model: nn.Module, lr: float, seed: int) -> tuple[Run, nn.Module]:
+    recipe, text = bench.recipe, bench.text
+    torch.manual_seed(seed)
+    if planned.arm.method == "full":
+        model = model.float()  # as tensors and adapters are trained in
+    model = planned.apply(model)
+    few = {name: getattr(text, name).take(recipe.eval_tokens) for name in LOSSES}
+    recorder = Recorder(few, recipe.at, recipe.batch_size, bench.tokens_per_step, bench.said)
+    callbacks: list[L.Callback] = [recorder]
+    if planned.arm.method == "tensors":
+        callbacks.append(KappaTune(selection=planned.selection, submodule="model"))
+    trainer = make_trainer(bench.trainer, callbacks, max_steps=recipe.steps, gradient_clip_val=recipe.clip or None)
+    rank, world = trainer.global_rank, trainer.world_size
+    if recipe.batch_size % world:
+        raise AtomsError(f"recipe.batch_size is {recipe.batch_size}: give a multiple of the {world} processes")
+    trainer.fit(
+        CausalLM(model, lr, recipe.warmup), batches(text.train, recipe.batch_size, recipe.steps, seed, rank, world)
+    )
+    chosen = [] if planned.selection is None else planned.selection.names
+    return Run(planned.arm.name, lr, seed, planned.trained, planned.rank, chosen, recorder.curve), model
+
+
+@rank_zero_only
+def _save(model: Any, planned: Plan, source: ResolvedModel, folder: Path) -> None:
+    """The whole model with its tokenizer, adapters merged, as any other command reads it."""
+    partial = folder.with_name(f".{folder.name}.partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    whole = model if planned.rank is None else model.merge_and_unload()
+    with quiet_transformers():
+        whole.save_pretrained(partial)
+    load_tokenizer(source).save_pretrained(partial)
+    if planned.selection is not None:
+        _write(partial / "selection.json", planned.selection.to_json())
+    partial.rename(folder)
+
+
+def make_trainer(place: dict[str, Any], callbacks: list[L.Callback], **settings: Any) -> L.Trainer:
+    """A trainer without logger, checkpoints and bar.
+
+    Args:
+        place: Where to run.
+        callbacks: What happens on the way.
+        settings: What else the trainer is told.
+
+    Raises:
+        AtomsError: If there is no such place.
+    """
+    try:
+        return L.Trainer(
+            **place,
+            callbacks=callbacks,
+            logger=False,
+            enable_checkpointing=False,
+            enable_progress_bar=False,
+            enable_model_summary=False,
+            use_distributed_sampler=False,
+            **settings,
+        )
+    except (MisconfigurationException, ValueError, TypeError) as error:
+        raise AtomsError(f"trainer: {printable(str(error))}") from error
+
+
+def claim(folder: Path, identity: dict[str, Any]) -> None:
+    """Take a folder for one experiment, new or begun before.
+
+    Args:
+        folder: The folder.
+        identity: All that the runs depend on, as plain values.
+
+    Raises:
+        AtomsError: If it holds another experiment.
+    """
+    content = json.dumps({"version": _VERSION, **identity}, sort_keys=True, default=str)
+    mark = hashlib.sha256(content.encode()).hexdigest()
+    file = folder / "experiment.json"
+    if file.exists():
+        try:
+            known = json.loads(file.read_text()).get("digest")
+        except (ValueError, AttributeError):
+            known = None
+        if known != mark:
+            raise AtomsError(f"output is {folder}, which holds another experiment: name another folder, or delete it")
+        return
+    _write(file, {"digest": mark, "settings": json.loads(content)})
+
+
+@rank_zero_only
+def _write(file: Path, record: dict[str, Any]) -> None:
+    write_file(file, json.dumps(record, indent=1).encode())
+
+
+def _read(file: Path) -> Run:
+    try:
+        return Run.from_json(json.loads(file.read_text()))
+    except (ValueError, TypeError, KeyError) as error:
+        raise AtomsError(f"{file} is damaged ({error}): delete it, and it is run again") from error

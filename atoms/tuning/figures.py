@@ -1,0 +1,145 @@
+"""Pictures of an experiment, from its runs alone."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from atoms.figures import INK, QUIET, canvas, panels, tint
+from atoms.tuning.comparison import DEPTHS
+from atoms.tuning.curves import Curve
+from atoms.tuning.experiment import Run, best_of
+from atoms.tuning.record import Found
+
+_COLOURS = {
+    "full": INK,
+    "lora": "#2a6fbb",
+    "kappa": "#c8553d",
+    "kappa_lora": "#e39a3b",
+    "reversed": "#3b8b6f",
+    "random": "#9aa3b2",
+    "relative": "#8156a5",
+    "reversed_lora": "#7fc2aa",
+    "random_lora": "#c9ced8",
+    "relative_lora": "#b99ad0",
+}
+_AXES = (("train", "training loss"), ("test", "held-out task loss"))
+
+
+def draw(found: Found) -> dict[str, Figure]:
+    """All pictures, by name.
+
+    Args:
+        found: The experiment.
+    """
+    return {
+        "curves": losses_over_tokens(found),
+        "forgetting": forgetting_over_loss(found),
+        "differences": paired_differences(found),
+        "learning_rates": rates(found),
+    }
+
+
+def losses_over_tokens(found: Found) -> Figure:
+    """Losses on the way, means over seeds, one line an arm.
+
+    Args:
+        found: The experiment.
+    """
+    figure, axes = panels(
+        ("Training text", "tokens", "loss, nats a token"),
+        ("Held-out task text", "tokens", ""),
+        ("General text", "tokens", ""),
+    )
+    for arm, runs in found.runs.items():
+        for panel, name in zip(axes, ("train", "test", "general"), strict=True):
+            curve = runs[0].curve
+            mean = np.mean([run.curve.losses[name] for run in runs], 0)
+            panel.plot(np.array(curve.tokens) + 1, mean, color=_COLOURS[arm], lw=1.6, label=arm)
+    for panel in axes:
+        panel.set_xscale("symlog", linthresh=max(2, _first(found)))
+    _legend(figure, axes[0], len(found.runs))
+    return figure
+
+
+def forgetting_over_loss(found: Found) -> Figure:
+    """What is forgotten where the task loss is the same: lower lines forget less for what they learn.
+
+    Args:
+        found: The experiment.
+    """
+    figure, axes = panels(
+        *((f"At equal {said}", f"{said}, nats a token", "forgetting, nats a token") for _, said in _AXES)
+    )
+    for panel, (axis, _) in zip(axes, _AXES, strict=True):
+        for arm, runs in found.runs.items():
+            colour = _COLOURS[arm]
+            for run in runs:
+                panel.plot(*_descent(run.curve, axis), color=tint(colour, 0.35), lw=0.7)
+            level = np.mean([run.curve.losses[axis] for run in runs], 0)
+            forgotten = np.mean([run.curve.forgetting() for run in runs], 0)
+            stop = int(np.argmin(level)) + 1
+            panel.plot(level[:stop], forgotten[:stop], color=colour, lw=1.8, label=arm)
+        panel.invert_xaxis()
+        panel.axhline(0, color=QUIET, lw=0.8)
+    _legend(figure, axes[0], len(found.runs))
+    return figure
+
+
+def paired_differences(found: Found) -> Figure:
+    """Differences in forgetting at equal loss with their intervals; left of zero the first named forgets less.
+
+    Args:
+        found: The experiment.
+    """
+    figure, axes = panels(*((f"At equal {said}", "difference in forgetting, nats a token", "") for _, said in _AXES))
+    pairs = list(dict.fromkeys((each.arm, each.reference) for each in found.compared))
+    figure.set_size_inches(9.6, max(2.5, 0.26 * len(pairs) + 1.2))
+    for panel, (axis, _) in zip(axes, _AXES, strict=True):
+        for each in found.compared:
+            if each.axis == axis and each.depth == DEPTHS[-1]:
+                place = pairs.index((each.arm, each.reference))
+                colour = _COLOURS[each.arm]
+                panel.plot([each.low, each.high], [place, place], color=colour, lw=2)
+                panel.plot(each.difference, place, "o", color=colour, ms=4)
+        panel.axvline(0, color=QUIET, lw=0.8)
+        panel.set_ylim(len(pairs) - 0.5, -0.5)
+        panel.set_yticks(range(len(pairs)), [f"{arm} - {reference}" for arm, reference in pairs], fontsize=8)
+    axes[1].set_yticklabels([])
+    return figure
+
+
+def rates(found: Found) -> Figure:
+    """The search for learning rates: lowest validation loss at each, the one taken marked.
+
+    Args:
+        found: The experiment.
+    """
+    figure, axes = canvas("Learning rates", "learning rate", "lowest validation loss, nats a token")
+    for arm, runs in found.searched.items():
+        tried = [run for run in runs if np.isfinite(run.best)]
+        axes.plot([run.lr for run in tried], [run.best for run in tried], color=_COLOURS[arm], lw=1.4, label=arm)
+        taken: Run = best_of(runs)
+        axes.plot(taken.lr, taken.best, "o", color=_COLOURS[arm], ms=5)
+    axes.set_xscale("log")
+    _legend(figure, axes, len(found.searched))
+    return figure
+
+
+def _descent(curve: Curve, axis: str) -> tuple[Sequence[float], Sequence[float]]:
+    """A curve up to its lowest loss."""
+    stop = int(np.nanargmin(curve.losses[axis])) + 1
+    return curve.losses[axis][:stop], curve.forgetting()[:stop]
+
+
+def _first(found: Found) -> int:
+    """Tokens of the first step."""
+    return next(iter(found.runs.values()))[0].curve.tokens[1]
+
+
+def _legend(figure: Figure, axes: Axes, arms: int) -> None:
+    handles, labels = axes.get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower center", ncols=min(arms, 7), frameon=False)

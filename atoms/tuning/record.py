@@ -1,0 +1,160 @@
+"""What an experiment found, as plain values, numbers and a screen."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from rich.console import Group
+from rich.table import Table
+
+from atoms.tuning.comparison import DEPTHS, Paired, interval
+from atoms.tuning.curves import LOSSES, Curve
+from atoms.tuning.experiment import Run, best_of
+
+
+@dataclass(frozen=True, eq=False)
+class Found:
+    """All runs of an experiment.
+
+    Attributes:
+        title: What was tuned on what.
+        start: Losses of the model before any step, by the names of `LOSSES`.
+        searched: Runs at the rates that were tried, by arm.
+        runs: Runs at the rate that was taken, by arm.
+        compared: Arms at equal loss.
+    """
+
+    title: str
+    start: Mapping[str, float]
+    searched: Mapping[str, Sequence[Run]]
+    runs: Mapping[str, Sequence[Run]]
+    compared: Sequence[Paired]
+
+    @property
+    def curves(self) -> dict[str, dict[int, Curve]]:
+        """Curves by arm and seed."""
+        return {arm: {run.seed: run.curve for run in runs} for arm, runs in self.runs.items()}
+
+    def at_edge(self, arm: str) -> bool:
+        """Whether the rate taken is the lowest or highest tried, so that a better one may lie beyond.
+
+        Args:
+            arm: Its name.
+        """
+        rates = [run.lr for run in self.searched[arm]]
+        return best_of(self.searched[arm]).lr in (min(rates), max(rates))
+
+
+def to_json(found: Found, settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Plain values that strict JSON holds; what is not finite is None.
+
+    Args:
+        found: The experiment.
+        settings: What it was asked.
+    """
+    record = {
+        "title": found.title,
+        "settings": settings,
+        "start": found.start,
+        "numbers": numbers(found),
+        "compared": [paired.to_json() for paired in found.compared],
+        "searched": {arm: [run.to_json() for run in runs] for arm, runs in found.searched.items()},
+        "runs": {arm: [run.to_json() for run in runs] for arm, runs in found.runs.items()},
+    }
+    return _finite(record)  # type: ignore[no-any-return]
+
+
+def numbers(found: Found) -> dict[str, float]:
+    """The numbers by which experiments are compared.
+
+    Args:
+        found: The experiment.
+    """
+    out: dict[str, float] = {f"start/{name}": value for name, value in found.start.items()}
+    for arm, runs in found.runs.items():
+        out[f"{arm}/lr"] = runs[0].lr
+        out[f"{arm}/trained"] = float(np.mean([run.trained for run in runs]))
+        for name in LOSSES:
+            out[f"{arm}/{name}"] = float(np.mean([run.curve.losses[name][-1] for run in runs]))
+        out[f"{arm}/forgetting"] = float(np.mean([run.curve.forgetting()[-1] for run in runs]))
+    for paired in found.compared:
+        if paired.depth == DEPTHS[-1]:
+            key = f"{paired.arm}_less_{paired.reference}/equal_{paired.axis}"
+            out[key], out[f"{key}_low"], out[f"{key}_high"] = paired.difference, paired.low, paired.high
+    return out
+
+
+def screen(found: Found) -> Group:
+    """The experiment as tables.
+
+    Args:
+        found: The experiment.
+    """
+    arms = Table(f"{found.title}", box=None, pad_edge=False)
+    for head in ("trained", "rank", "lr", "train loss", "test loss", "forgetting"):
+        arms.add_column(head, justify="right", no_wrap=True)
+    start = found.start
+    arms.add_row("at the start", "0", "", "", f"{start['train']:.3f}", f"{start['test']:.3f}", "0")
+    for arm, runs in found.runs.items():
+        ends = [[run.curve.losses[name][-1] for run in runs] for name in ("train", "test")]
+        cells = [_mean(values) for values in (*ends, [run.curve.forgetting()[-1] for run in runs])]
+        ranks = {run.rank for run in runs if run.rank is not None}
+        rank = " to ".join(dict.fromkeys(str(end(ranks)) for end in (min, max))) if ranks else ""
+        edge = " (edge)" if found.at_edge(arm) else ""
+        arms.add_row(arm, f"{np.mean([run.trained for run in runs]):,.0f}", rank, f"{runs[0].lr:g}{edge}", *cells)
+    tables = [arms]
+    for axis, said in (("train", "training loss"), ("test", "held-out task loss")):
+        table = Table(f"forgetting at equal {said}", box=None, pad_edge=False)
+        for head in ("at loss", "arm", "reference", "difference", "95 % interval"):
+            table.add_column(head, justify="right", no_wrap=True)
+        table.add_column("")
+        for paired in found.compared:
+            if paired.axis == axis and paired.depth == DEPTHS[-1]:
+                low_high = f"{paired.low:+.4f} to {paired.high:+.4f}" if math.isfinite(paired.low) else "one seed"
+                table.add_row(
+                    f"{paired.arm} - {paired.reference}",
+                    f"{paired.level:.3f}",
+                    f"{paired.forgetting:+.4f}",
+                    f"{paired.forgetting_reference:+.4f}",
+                    f"{paired.difference:+.4f}",
+                    low_high,
+                    paired.verdict,
+                )
+        if table.row_count:
+            tables.append(table)
+    return Group(*(part for table in tables for part in (table, "")))
+
+
+def csv_rows(found: Found) -> str:
+    """All curves as CSV: one line a run and point.
+
+    Args:
+        found: The experiment.
+    """
+    lines = [f"arm,stage,lr,seed,step,tokens,{','.join(f'{name}_loss' for name in LOSSES)},forgetting"]
+    for stage, groups in (("search", found.searched), ("run", found.runs)):
+        for arm, runs in groups.items():
+            for run in runs:
+                curve = run.curve
+                points = zip(
+                    curve.steps, curve.tokens, *(curve.losses[n] for n in LOSSES), curve.forgetting(), strict=True
+                )
+                lines += [f"{arm},{stage},{run.lr:g},{run.seed},{','.join(map(repr, point))}" for point in points]
+    return "\n".join(lines) + "\n"
+
+
+def _mean(values: Sequence[float]) -> str:
+    mean, low, _ = interval(np.asarray(values))
+    return f"{mean:.3f} ± {mean - low:.3f}" if math.isfinite(low) else f"{mean:.3f}"
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, Mapping):
+        return {key: _finite(part) for key, part in value.items()}
+    return [_finite(part) for part in value] if isinstance(value, list | tuple) else value

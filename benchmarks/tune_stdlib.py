@@ -1,0 +1,102 @@
+"""Fine-tuning recipes on two cores: train a small Llama on one part of the standard library, tune it on another.
+
+    python benchmarks/tune_stdlib.py [--config configs/tune-stdlib.yaml] [--passes 8] [further words for `atoms tune`]
+
+The model sees the general corpus of the config without the share that is held out, dealt as `atoms tune` deals it; its
+byte-level BPE tokenizer is made from all of it. They are kept in the folder that the config names as its model, and
+trained once.
+"""
+
+import argparse
+import time
+from pathlib import Path
+
+import torch
+import yaml
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+from atoms.activations.text import StdlibDocstrings, document_order
+from atoms.activations.tokenised import tokenise
+from atoms.cli import main as atoms
+from atoms.progress import Meter
+from atoms.tuning.language_model import CausalLM, batches
+from atoms.tuning.text import general_split, pack
+
+END = "<|end|>"
+VOCABULARY = 2048
+
+
+def make_tokenizer(corpus: StdlibDocstrings) -> PreTrainedTokenizerFast:
+    """A byte-level BPE tokenizer of the corpus."""
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    trainer = trainers.BpeTrainer(
+        vocab_size=VOCABULARY, special_tokens=[END], initial_alphabet=alphabet, show_progress=False
+    )
+    tokenizer.train_from_iterator((document.text for document in corpus.documents()), trainer)
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token=END)
+
+
+def pretrain(settings: dict, passes: int) -> None:
+    """Train the model that all recipes begin with, and save it."""
+    torch.manual_seed(0)
+    general = settings["general"]
+    corpus = StdlibDocstrings(**general["corpus"]["init_args"])
+    tokenizer = make_tokenizer(corpus)
+    text = tokenise(corpus, tokenizer)
+    seed, context = settings.get("seed", 0), settings["context"]
+    seen = general_split(text, general["share"], seed)["train"]
+    blocks = pack(text, document_order(seen, seed), tokenizer.eos_token_id, context).full
+    config = LlamaConfig(
+        vocab_size=VOCABULARY,
+        hidden_size=128,
+        intermediate_size=512,
+        num_hidden_layers=4,
+        num_attention_heads=4,
+        num_key_value_heads=4,
+        max_position_embeddings=256,
+        tie_word_embeddings=True,
+        bos_token_id=None,
+        eos_token_id=tokenizer.eos_token_id,
+    )
+    module = CausalLM(LlamaForCausalLM(config), lr=3e-3)
+    size = 32
+    steps = passes * len(blocks) // size
+    optimizer = torch.optim.AdamW(module.parameters(), lr=3e-3, weight_decay=0.1, betas=(0.9, 0.95))
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 3e-3, total_steps=steps, pct_start=0.1)
+    print(f"{sum(each.numel() for each in module.parameters()):,} parameters, {blocks.tokens:,} tokens, {steps} steps")
+    with Meter("pretrain", steps * size * context) as meter:
+        for ids, labels in batches(blocks, size, steps, seed):
+            total, count = module.losses(ids, labels)
+            (total / count).backward()
+            torch.nn.utils.clip_grad_norm_(module.parameters(), 1.0)
+            optimizer.step()
+            schedule.step()
+            optimizer.zero_grad()
+            meter.advance(ids.numel())
+    print(f"training loss of the last batch {float(total.detach() / count):.3f} nats a token")
+    folder = settings["model"]["name"]
+    module.model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+
+
+def main() -> None:
+    """Train the model if it is not there, then compare the recipes."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--config", default="configs/tune-stdlib.yaml")
+    parser.add_argument("--passes", type=int, default=8)
+    own, words = parser.parse_known_args()
+    settings = yaml.safe_load(Path(own.config).read_text())
+    began = time.monotonic()
+    if not Path(settings["model"]["name"]).exists():
+        pretrain(settings, own.passes)
+    print(f"model    {settings['model']['name']}, {time.monotonic() - began:.0f} s")
+    atoms(["tune", "--config", own.config, *words])
+    print(f"all      {time.monotonic() - began:.0f} s")
+
+
+if __name__ == "__main__":
+    main()
