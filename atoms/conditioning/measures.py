@@ -54,8 +54,8 @@ def entropy_loss(sigma: Tensor) -> float:
     Args:
         sigma: Singular values (r,).
     """
-    squares = (sigma.double() / sigma.max()).square()
-    return max(0.0, len(sigma) / 2 * (squares.mean().log() - squares.log().mean()).item())
+    unit = sigma.double() / sigma.max()
+    return max(0.0, len(sigma) / 2 * (unit.square().mean().log() - 2 * unit.log().mean()).item())
 
 
 def entropy_loss_bound(kappa: float) -> float:

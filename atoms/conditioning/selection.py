@@ -8,7 +8,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import numpy as np
 from torch import nn
@@ -42,10 +42,11 @@ class Budget:
             raise AtomsError(
                 f"the budget sets {' and '.join(given) or 'nothing'}: give one of count, fraction and parameters"
             )
-        (name, value), *_ = given.items()
-        if value <= 0 or (name == "fraction" and value > 1):
-            limit = "above 0 and at most 1" if name == "fraction" else "of at least 1"
-            raise AtomsError(f"{name} is {value}: give a number {limit}")
+        ((name, value),) = given.items()
+        if name == "fraction" and not 0 < value <= 1:  # NaN neither
+            raise AtomsError(f"fraction is {value}: give a number above 0 and at most 1")
+        if name != "fraction" and (not isinstance(value, int) or value < 1):
+            raise AtomsError(f"{name} is {value}: give a whole number of at least 1")
 
 
 @dataclass(frozen=True)
@@ -118,12 +119,14 @@ class Selection:
             AtomsError: If it is something else.
         """
         try:
+            if record["version"] != _VERSION:
+                raise AtomsError(f"{where} is of version {record['version']}: choose again, this is version {_VERSION}")
             chosen = [
                 Candidate(**{**each, "kappa": float(each["kappa"]), "relative": float(each["relative"])})
                 for each in record["chosen"]
             ]
-            if record["version"] != _VERSION:
-                raise AtomsError(f"{where} is of version {record['version']}: choose again, this is version {_VERSION}")
+            if record["order"] not in get_args(Order) or not chosen:
+                raise ValueError(f"order {record['order']!r}, {len(chosen)} chosen")
             return Selection(
                 record["order"],
                 Budget(**record["budget"]),
@@ -146,7 +149,7 @@ class Selection:
             AtomsError: If it cannot be read.
         """
         try:
-            return Selection.from_json(json.loads(Path(path).read_text()), str(path))
+            return Selection.from_json(json.loads(Path(path).read_text(encoding="utf-8")), str(path))
         except (OSError, ValueError) as error:
             raise AtomsError(f"{path} cannot be read ({error}): name a file of chosen tensors") from error
 
@@ -242,8 +245,9 @@ def select(
 def _ordered(candidates: list[Candidate], order: Order, seed: int) -> list[Candidate]:
     if order == "random":
         return [candidates[place] for place in np.random.default_rng(seed).permutation(len(candidates))]
-    found = sorted(candidates, key=lambda each: each.relative if order == "relative" else each.kappa)
-    return found[::-1] if order == "reversed" else found
+    # Either way, of equal ones the first comes first.
+    by = (lambda each: each.relative) if order == "relative" else (lambda each: each.kappa)
+    return sorted(candidates, key=by, reverse=order == "reversed")
 
 
 def _within(ordered: list[Candidate], budget: Budget) -> list[Candidate]:

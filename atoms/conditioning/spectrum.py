@@ -27,7 +27,7 @@ class Spectrum:
         norm: Frobenius norm.
         highest: Largest singular value; where `values` is None, one that it is at least.
         lowest: Smallest of the ``min(shape)`` singular values, 0 if it cannot be told from 0 in float64; where `values`
-            is None, one that it is at most.
+            is None, one that it is at most, 0 only if it cannot be told from 0 itself.
         values: All ``min(shape)`` of them in descending order, float64; None where there are only bounds.
     """
 
@@ -66,11 +66,11 @@ def spectrum(matrix: Tensor, max_dim: int | None = None, seed: int = 0) -> Spect
     _require_matrix(matrix)
     if max_dim is not None and min(matrix.shape) > max_dim:
         return bounds(matrix, seed=seed)
-    wide = matrix if matrix.shape[0] >= matrix.shape[1] else matrix.mT
-    unit = _unit(wide)
-    values = _by_gram(wide, unit) if wide.shape[0] >= _TALL * wide.shape[1] else None
+    tall = matrix if matrix.shape[0] >= matrix.shape[1] else matrix.mT
+    unit = _unit(tall)
+    values = _by_gram(tall, unit) if tall.shape[0] >= _TALL * tall.shape[1] else None
     if values is None:
-        values = torch.linalg.svdvals(wide.double() / unit).cpu()
+        values = torch.linalg.svdvals(tall.double() / unit).cpu()
     norm = values.square().sum().sqrt().item()
     values = torch.where(values > _floor(values), values, 0.0) * unit
     return Spectrum(_shape(matrix), norm * unit, values[0].item(), values[-1].item(), values)
@@ -105,32 +105,32 @@ def bounds(matrix: Tensor, steps: int = _STEPS, seed: int = 0) -> Spectrum:
     for step in range(min(steps, n)):
         u = _orthogonal(_product(tall, right[-1], unit), left)
         diagonal.append(u.norm().item())
-        if diagonal[-1] <= 1e-13:
+        if diagonal[-1] <= 1e-13 or step + 1 == min(steps, n):
             break
         left.append(u / u.norm())
         v = _orthogonal(_product(tall.mT, left[-1], unit), right)
         size = v.norm().item()
-        if step + 1 == min(steps, n) or size <= 1e-13:  # what is found by then is invariant
+        if size <= 1e-13:  # the start reaches no further, and what it reached keeps between the extremes
             break
         beside.append(size)
         right.append(v / v.norm())
     bidiagonal = np.diag(diagonal) + np.diag(beside[: len(diagonal) - 1], 1)
-    found = scipy.linalg.svdvals(bidiagonal) * unit
-    norm = sum(part.double().div_(unit).square_().sum().item() for part in _parts(tall)) ** 0.5
-    return Spectrum(_shape(matrix), norm * unit, float(found[0]), float(found[-1]), None)
+    found = torch.from_numpy(scipy.linalg.svdvals(bidiagonal))
+    found = torch.where(found > _floor(found), found, 0.0) * unit
+    norm = sum((part.double() / unit).square_().sum().item() for part in _parts(tall)) ** 0.5
+    return Spectrum(_shape(matrix), norm * unit, found[0].item(), found[-1].item(), None)
 
 
 def _require_matrix(matrix: Tensor) -> None:
     if matrix.ndim != 2:
         raise AtomsError(f"a tensor of shape {tuple(matrix.shape)} is no matrix: only matrices have singular values")
-    if not matrix.is_floating_point():
+    if not matrix.is_floating_point() or matrix.element_size() < 2:
         raise AtomsError(
             f"a matrix of {str(matrix.dtype).removeprefix('torch.')} has no singular values: dequantise it"
         )
     if matrix.numel() == 0:
         raise AtomsError(f"a matrix of shape {tuple(matrix.shape)} is empty")
-    bad = sum(int((~part.isfinite()).sum()) for part in _parts(matrix))
-    if bad:
+    if bad := sum(int((~part.isfinite()).sum()) for part in _parts(matrix)):
         raise AtomsError(f"{bad:,} of {matrix.numel():,} weights are not finite")
     if not bool((matrix != 0).any()):
         raise AtomsError("all weights are zero, so there is no condition number")
@@ -154,9 +154,10 @@ def _parts(matrix: Tensor) -> Sequence[Tensor]:
 
 
 def _unit(matrix: Tensor) -> float:
-    """A power of two near the largest element, by which division is exact and squares stay in range."""
-    _, exponent = np.frexp(matrix.abs().max().double().item())
-    return float(np.ldexp(1.0, int(exponent)))
+    """The power of two below the largest element: division by it is exact, and squares stay in range."""
+    low, high = matrix.aminmax()  # no copy, which abs would make
+    _, exponent = np.frexp(max(-low.item(), high.item()))
+    return float(np.ldexp(1.0, max(int(exponent) - 1, -1000)))  # its reciprocal stays in range, too
 
 
 def _floor(values: Tensor) -> float:
@@ -165,8 +166,9 @@ def _floor(values: Tensor) -> float:
 
 
 def _product(matrix: Tensor, vector: Tensor, unit: float) -> Tensor:
-    """``matrix @ vector`` in float64."""
-    return torch.cat([(part.double() @ vector) / unit for part in _parts(matrix)])
+    """``matrix @ vector / unit`` in float64."""
+    scaled = vector / unit  # first, so that no sum of products leaves the range
+    return torch.cat([part.double().mv(scaled) for part in _parts(matrix)])
 
 
 def _orthogonal(vector: Tensor, to: list[Tensor]) -> Tensor:
@@ -179,7 +181,7 @@ def _orthogonal(vector: Tensor, to: list[Tensor]) -> Tensor:
 
 
 def _normalised(vector: Tensor) -> Tensor:
-    return vector / vector.norm()
+    return vector.div(vector.norm())
 
 
 def _shape(matrix: Tensor) -> tuple[int, int]:

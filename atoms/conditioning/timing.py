@@ -1,0 +1,70 @@
+"""What a survey takes of this machine, said before it begins: seconds and memory."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+
+import torch
+
+from atoms.conditioning.shape_null import shape_null
+from atoms.conditioning.spectrum import spectrum
+from atoms.conditioning.survey import cost
+from atoms.conditioning.weights import Weight, named_weight
+
+_SAMPLES = {"square": (512, 512), "oblong": (2048, 512), "beyond": (1024, 1024)}
+"""A matrix for each way to treat one: decomposed, squared first, only bounded."""
+_NULL = (256, 256)
+_BLOCK = 2**24  # elements that are converted to float64 at once
+
+
+def survey_seconds(weights: Sequence[Weight], max_dim: int, device: torch.device) -> float:
+    """Seconds that `survey` will take, to first order, from operations and how fast small matrices go here.
+
+    Large products run faster than those that are timed, a busy machine slower; reading and hashing are not counted.
+
+    Args:
+        weights: The tensors.
+        max_dim: As of `survey`.
+        device: As of `survey`.
+    """
+    operations: dict[str, float] = {}
+    for weight, each in zip(weights, cost(weights, max_dim), strict=True):
+        way = _way(weight, max_dim)
+        operations[way] = operations.get(way, 0.0) + each
+    shapes = {tuple(sorted(weight.matrix_shape)) for weight in weights}
+    begun = time.perf_counter()
+    shape_null(*_NULL)
+    null = (time.perf_counter() - begun) / min(_NULL)
+    return sum(each / _rate(way, device) for way, each in operations.items()) + null * sum(map(min, shapes))
+
+
+def working_memory(weight: Weight, stored: int, max_dim: int) -> int:
+    """Bytes that surveying a tensor takes at most, where rounding does not force a decomposition of an oblong matrix.
+
+    Args:
+        weight: The tensor.
+        stored: Bytes of its values as they are stored.
+        max_dim: As of `survey`.
+    """
+    n, m = sorted(weight.matrix_shape)
+    inner = {"square": 3 * m * n, "oblong": 3 * n * n, "beyond": 0}[_way(weight, max_dim)]
+    return stored + stored // weight.count + 8 * (inner + 2 * min(m * n, _BLOCK))
+
+
+def _way(weight: Weight, max_dim: int) -> str:
+    n, m = sorted(weight.matrix_shape)
+    return "beyond" if n > max_dim else "oblong" if 2 * m >= 3 * n else "square"
+
+
+def _rate(way: str, device: torch.device) -> float:
+    """Operations a second; the second try counts, as the first pays for starting up."""
+    rows, columns = _SAMPLES[way]
+    sample = torch.randn(rows, columns, generator=torch.Generator().manual_seed(0)).to(device)
+    limit = 1 if way == "beyond" else columns
+    seconds = 0.0
+    for _ in range(2):
+        begun = time.perf_counter()
+        spectrum(sample, limit)
+        seconds = time.perf_counter() - begun
+    return cost([named_weight("sample", (rows, columns), lambda: sample)], limit)[0] / seconds
