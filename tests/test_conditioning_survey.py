@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from atoms.conditioning import Condition, Weight, bounds, measures, shape_null, spectrum, survey, weights_of
+from atoms.conditioning.selection import Budget, candidates_of, select
 from atoms.conditioning.survey import MAX_DIM, SNR, cost
 from atoms.conditioning.weights import digest, named_weight
 from atoms.errors import AtomsError
@@ -144,13 +145,19 @@ def test_json_is_strict_and_keeps_what_is_finite():
     [
         (torch.tensor([[1.0, math.nan], [1, 1], [0, 1]]), "layers.0.fc.weight: 1 of 6 weights are not finite"),
         (torch.full((3, 4), math.inf), "layers.0.fc.weight: 12 of 12 weights are not finite"),
-        (torch.zeros(3, 4), "layers.0.fc.weight: all weights are zero"),
         (torch.empty(0, 4), "layers.0.fc.weight: a matrix of shape"),
     ],
 )
 def test_a_matrix_without_a_condition_is_named(values, said, max_dim):
     with pytest.raises(AtomsError, match=f"^{said}"):
         survey([given(normal(10, 3, 4)), given(values, "layers.0.fc.weight")], max_dim=max_dim)
+
+
+def test_a_matrix_of_zeros_ends_no_survey_and_is_never_chosen():
+    found = survey([given(normal(10, 3, 4)), given(torch.zeros(3, 4), "layers.0.fc.weight")])
+    assert (found[1].kappa, found[1].norm, found[1].exact) == (math.inf, 0, False)
+    assert math.isnan(found[1].effective_rank)
+    assert select(candidates_of(found), Budget(count=2)).unknown == ("layers.0.fc.weight",)
 
 
 def test_an_expert_without_a_condition_is_named():

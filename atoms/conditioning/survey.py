@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from atoms.conditioning import measures
 from atoms.conditioning.shape_null import shape_null
@@ -32,8 +33,8 @@ class Condition:
         rows: Outputs.
         columns: Inputs.
         parameters: Values of the tensor over the matrices it holds.
-        exact: Whether all singular values are known; if not, `kappa` and `relative` are lower bounds.
-        kappa: Condition number; infinite for a singular matrix.
+        exact: Whether all singular values are known and one is not 0; if not, `kappa` and `relative` are lower bounds.
+        kappa: Condition number; infinite for a singular matrix, and for one of zeros.
         kappa_null: Median condition number of Gaussian matrices of this shape.
         relative: ``kappa / kappa_null``.
         norm: Frobenius norm.
@@ -109,7 +110,7 @@ def survey(
         for number, matrix in enumerate(weight.matrices(values)):
             expert = number if weight.count > 1 else None
             try:
-                seen = spectrum(matrix.to(device), max_dim)
+                seen = _zero(matrix) if matrix.numel() and not matrix.any() else spectrum(matrix.to(device), max_dim)
             except AtomsError as error:
                 where = weight.name if expert is None else f"{weight.name}[{expert}]"
                 raise AtomsError(f"{where}: {error}") from error
@@ -134,6 +135,11 @@ def _operations(rows: int, columns: int, max_dim: int | None) -> float:
     if max_dim is not None and n > max_dim:
         return 200.0 * m * n
     return m * n**2 + 8 / 3 * n**3
+
+
+def _zero(matrix: Tensor) -> Spectrum:
+    """Of a matrix without a value, such as an adapter's before it is trained: singular, and nothing else to be said."""
+    return Spectrum((matrix.shape[0], matrix.shape[1]), 0.0, 0.0, 0.0, None)
 
 
 def _condition(weight: Weight, expert: int | None, seen: Spectrum, snr: float, marked: str) -> Condition:
