@@ -11,9 +11,10 @@ from judging import Given, Projections, dead, judge, subject_of
 from atoms.activations.datamodule import ActivationDataModule
 from atoms.checks.claim import Verdict
 from atoms.checks.folds import Folds, joined
-from atoms.checks.metric_health import MetricHealth, Reading, _jackknife, effective_rank, frame_distance
+from atoms.checks.metric_health import MetricHealth, Reading, _jackknife, frame_distance
 from atoms.checks.sampling import judged_places, spread
 from atoms.cli import main
+from atoms.conditioning import effective_rank
 from atoms.geometry import Moments, coherence
 
 

@@ -51,6 +51,15 @@ def test_a_power_of_two_passes_through_without_rounding(seed, exponent):
     assert torch.equal(scaled.outer, plain.outer * 4.0**exponent)
 
 
+def test_moments_about_a_point_are_those_of_rows_less_it():
+    rows, point = rows_of(2, 40).double() + 5, rows_of(3, 1)[0]
+    found, wanted = Moments.from_rows(rows).about(point), Moments.from_rows(rows - point)
+    assert found.count == 40
+    torch.testing.assert_close(found.total, wanted.total)
+    torch.testing.assert_close(found.outer, wanted.outer)
+    torch.testing.assert_close(found.covariance, Moments.from_rows(rows).covariance)
+
+
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
 def test_every_float_type_is_summed_in_float64(dtype):
     rows = rows_of(1, 30).to(dtype)

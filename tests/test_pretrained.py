@@ -805,6 +805,37 @@ def test_blocks_change_nothing(activation, norm, batch, block, seed):
     torch.testing.assert_close(cut.to_dense(), whole.to_dense(), atol=1e-5, rtol=1e-5)
 
 
+@settings(max_examples=30, deadline=None)
+@given(
+    activation=st.sampled_from(["relu", "gated", "topk"]),
+    norm=st.sampled_from(["none", "mean", "length", "layer"]),
+    seed=st.integers(0, 1000),
+)
+def test_weights_are_what_coefficients_change_by(activation, norm, seed):
+    """Rows of one mean and length are apart by what does not change either, and coefficients by their product."""
+    make = sae_files.Random(seed)
+    gain = make.positive(12) if activation == "gated" else None
+    encoder = Encoder(
+        make(12, 8), make.positive(12), make(8), activation, k=12, gain=gain, offset=make.positive(12), row_norm=norm,
+        bias_atom=norm in ("length", "layer"),
+    )  # fmt: skip
+    basis = torch.linalg.qr(torch.cat([torch.ones(8, 1), make(8, 7)], 1)).Q.T  # the first direction is that of the mean
+    row = basis[0] + 2 * basis[1]
+    turned = basis[0] + 2 * (basis[1] * 0.9995**0.5 + basis[2] * 0.0005**0.5)
+    first, second = encoder.encode(torch.stack([row, turned])).to_dense()
+    weights = encoder.weights
+    assert weights.shape == (12 + encoder.num_row_atoms, 8)
+    both = (first != 0) & (second != 0)
+    if encoder.bias_atom:
+        assert not weights[-1].any()
+        assert first[-1].item() == pytest.approx(second[-1].item(), rel=1e-5)
+    # the row's scale divides the row and multiplies the coefficient
+    torch.testing.assert_close((second - first)[both], ((turned - row) @ weights.T)[both], atol=1e-5, rtol=1e-3)
+    if norm in ("mean", "layer"):
+        assert (weights[12] @ row).item() == pytest.approx(row.mean().item(), rel=1e-5)
+        torch.testing.assert_close(weights[:12].sum(1), torch.zeros(12), atol=1e-5, rtol=0)
+
+
 def test_a_unit_moves_with_all_it_holds(tmp_path):
     unit = PretrainedUnits(str(sae_files.saelens(tmp_path, "gated").path))
     unit.to(torch.device("meta"))

@@ -36,6 +36,12 @@ def test_a_unit_does_what_its_dictionary_does(sae, train, planted_data):
     assert (codes.values >= unit.threshold[codes.indices.long()]).all()
 
 
+def test_its_encoder_in_activation_space_is_the_folded_one(sae):
+    found = TrainedUnit(sae, name="mine", site="planted").encoder_weights
+    assert torch.equal(found, sae.fold().w_enc)
+    assert not found.requires_grad
+
+
 def test_a_saved_dictionary_says_what_it_is(sae, train, tmp_path):
     sae.save(tmp_path / "wide", {"site": "planted", "target_l0": 2.5, "seed": 4})
     unit = TrainedUnit.load(tmp_path / "wide")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 from collections.abc import Callable
 
@@ -297,6 +298,49 @@ def _isometry(source: _Source) -> Figure:
     return figure
 
 
+def _conditioning(source: _Source) -> Figure:
+    """Singular values beside those of a random matrix, and what the Gram matrices of supports do to errors."""
+    share = source.column("conditioning", "spectrum", "share")
+    labels = [("Singular values", "share of them, largest first", "over their root mean square")]
+    with contextlib.suppress(_NothingToShow):
+        source.column("conditioning", "growth", "observed")
+        labels.append(("How errors of a row grow in its coefficients", "share of rows", "at most this many times"))
+    figure, axes = panels(*labels)
+    for name, label, colour, style in (
+        ("random", "random matrix", QUIET, "-"),
+        ("rows", "rows about the centre", INK, "--"),
+        ("decoder_raw", "atoms as they are", ALERT, "--"),
+        ("encoder", "encoder, on white rows", ALERT, "-"),
+        ("decoder", "atoms, where rows are white", ACCENT, "-"),
+    ):
+        with contextlib.suppress(_NothingToShow):
+            values = source.column("conditioning", "spectrum", name)
+            kappa = source.number(
+                f"conditioning/{name}_kappa" if name != "random" else "conditioning/decoder_kappa_random"
+            )
+            axes[0].plot(
+                share, np.where(values > 0, values, np.nan), style, color=colour, label=f"{label}: κ {kappa:,.3g}"
+            )
+    if not axes[0].lines:
+        raise _NothingToShow
+    axes[0].set_yscale("log")
+    _below(axes[0])
+    for right in axes[1:]:
+        share = source.column("conditioning", "growth", "share")
+        for name, label, colour in (
+            ("bound", "bound from coherence", INK),
+            ("random", "random atoms", QUIET),
+            ("observed", "atoms of one row", ACCENT),
+        ):
+            with contextlib.suppress(_NothingToShow):
+                right.plot(share, source.column("conditioning", "growth", name), color=colour, label=label)
+        low, high = right.dataLim.intervaly
+        if high > 10 * low:
+            right.set_yscale("log")
+        _below(right, 1)
+    return figure
+
+
 def _uniqueness(source: _Source) -> Figure:
     """Where coherence of a share of the atoms stops meeting the condition."""
     figure, axes = canvas("q*: how much of the dictionary meets µ < 1/(2K - 1)", "q", "µ of the q-quantile")
@@ -513,6 +557,7 @@ FIGURES: dict[str, Callable[[_Source], Figure]] = {
     "sparsity": _sparsity,
     "separability": _separability,
     "isometry": _isometry,
+    "conditioning": _conditioning,
     "uniqueness": _uniqueness,
     "identifiability": _identifiability,
     "stability": _stability,

@@ -259,15 +259,15 @@ def _numbers(own: Isometry, separability: Separability | None) -> dict[str, floa
         condition = found.condition.sort().values
         numbers |= {
             f"delta_{name}": found.delta.max().item() if some else math.nan,
-            f"delta_{name}_q50": _at(found.delta.sort().values, 0.5),
-            f"kappa_{name}_q50": _at(condition, 0.5),
-            f"kappa_{name}_q95": _at(condition, 0.95),
-            f"kappa_{name}_max": _at(condition, 1.0),
+            f"delta_{name}_q50": at_share(found.delta.sort().values, 0.5),
+            f"kappa_{name}_q50": at_share(condition, 0.5),
+            f"kappa_{name}_q95": at_share(condition, 0.95),
+            f"kappa_{name}_max": at_share(condition, 1.0),
             f"singular_{name}": int(found.singular.sum()),
             f"supports_{name}": len(found.k),
         }
     if separability is not None:
-        k = int(_at(own.observed.k.sort().values.double(), 0.5))
+        k = int(at_share(own.observed.k.sort().values.double(), 0.5))
         numbers["delta_bound_q50"] = (k - 1) * separability.maximum
         numbers["kappa_bound_q50"] = condition_bound(k, separability.maximum)
     return numbers
@@ -284,7 +284,13 @@ def condition_bound(k: int, mu: float) -> float:
     return (1 + spread) / (1 - spread) if spread < 1 else math.nan
 
 
-def _at(ascending: Tensor, q: float) -> float:
+def at_share(ascending: Tensor, q: float) -> float:
+    """The least value that a share of the values do not exceed; NaN where there are none.
+
+    Args:
+        ascending: Values in order, (n,).
+        q: Share, in (0, 1].
+    """
     return ascending[math.ceil(q * len(ascending)) - 1].item() if len(ascending) else math.nan
 
 

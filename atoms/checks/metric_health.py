@@ -19,6 +19,7 @@ from atoms.checks.row_table import RowTable
 from atoms.checks.sampling import spread
 from atoms.checks.sparsity_levels import at_levels
 from atoms.checks.sums import Sums
+from atoms.conditioning import effective_rank
 from atoms.errors import AtomsError
 from atoms.geometry import AtomicInnerProduct, coherence
 from atoms.metrics import q_star
@@ -282,18 +283,6 @@ class MetricHealth(Check):
 
 
 _CONDITIONS: dict[str, Callable[[int, float], bool]] = {"t2": gershgorin_rip, "t3": donoho_elad}
-
-
-def effective_rank(spectrum: Tensor) -> float:
-    """Exponential of the entropy of a spectrum's shares: how many equal values would be as uneven.
-
-    Source: Roy and Vetterli 2007.
-
-    Args:
-        spectrum: Values that are not negative, (n,).
-    """
-    shares = spectrum / spectrum.sum()
-    return float(torch.special.entr(shares).sum().exp())
 
 
 def frame_distance(atoms: Tensor) -> float:

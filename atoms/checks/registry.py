@@ -1,6 +1,7 @@
 """The checks, in the order a certificate is read."""
 
 from atoms.checks.check import Check
+from atoms.checks.conditioning import Conditioning
 from atoms.checks.identifiability import IdentifiabilityCheck
 from atoms.checks.information.check import Information
 from atoms.checks.isometry import IsometryCheck
@@ -23,6 +24,7 @@ CHECKS: tuple[type[Check], ...] = (
     Sparsity,
     SeparabilityCheck,
     IsometryCheck,
+    Conditioning,
     UniquenessCheck,
     L1Check,
     IdentifiabilityCheck,

@@ -60,6 +60,13 @@ LINES = (
     Line("atoms per row, mean (median)", "sparsity/l0", ".1f", "sparsity/k_median"),
     Line("dead atoms (singletons)", "sparsity/dead", ".1%", "sparsity/singleton"),
     Line("max |cos| AIP (Euclid)", "separability/mu", ".2f", "separability/mu_euclid"),
+    Line(
+        "κ of atoms on white rows (random matrix)",
+        "conditioning/decoder_kappa",
+        ".1f",
+        "conditioning/decoder_kappa_random",
+    ),
+    Line("errors grow in codes (random atoms)", "conditioning/growth_q95", ".2f", "conditioning/growth_random_q95"),
     Line("q* pairs (null at the same K)", "uniqueness/q_pairs", ".3f", "uniqueness/q_pairs_null"),
     Line("l1 recovers the code (certified)", "l1/bp_recovered", ".3f", "l1/bp_certified"),
     Line("rows with a T5 window (θ in it)", "identifiability/window", ".3f", "identifiability/deployed_window"),

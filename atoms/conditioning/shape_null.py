@@ -54,8 +54,8 @@ def shape_null(rows: int, columns: int, seed: int = 0) -> ShapeNull:
     m, n = max(rows, columns), min(rows, columns)
     rng = np.random.default_rng([seed, m, n])
     kappas = np.sort([_extremes(*_bidiagonal(m, n, rng)) for _ in range(_DRAWS)])
-    # Means over all singular values grow with the shape and hardly fluctuate: those of a large shape are those of a small
-    # one of the same aspect, many times over (a thousandth off at most).
+    # Means over all singular values grow with the shape and hardly fluctuate: those of a large shape are those of a
+    # small one of the same aspect, many times over (a thousandth off at most).
     few = min(n, _VALUES)
     times = n / few
     spectra = [torch.from_numpy(_all(*_bidiagonal(round(m / times), few, rng))) for _ in range(-(-_VALUES // n))]

@@ -52,8 +52,8 @@ def spectrum(matrix: Tensor, max_dim: int | None = None, seed: int = 0) -> Spect
     """Singular values of a matrix, in float64 whatever its own precision.
 
     A tall or wide matrix is squared to its smaller Gram matrix, which costs a product, and believed where rounding
-    cannot have moved the smallest singular value by more than a millionth; else, and for a nearly square one, the
-    matrix itself is decomposed. A matrix is never held in float64 as a whole where its Gram matrix is enough.
+    cannot have moved the smallest singular value by more than a millionth; else it is reduced to its triangular factor.
+    Either takes some of its rows at once, so that only a nearly square one is held in float64 as a whole.
 
     Args:
         matrix: (m, n), any floating dtype and device.
@@ -68,9 +68,10 @@ def spectrum(matrix: Tensor, max_dim: int | None = None, seed: int = 0) -> Spect
         return bounds(matrix, seed=seed)
     tall = matrix if matrix.shape[0] >= matrix.shape[1] else matrix.mT
     unit = _unit(tall)
-    values = _by_gram(tall, unit) if tall.shape[0] >= _TALL * tall.shape[1] else None
+    many = tall.shape[0] >= _TALL * tall.shape[1]
+    values = _by_gram(tall, unit) if many else None
     if values is None:
-        values = torch.linalg.svdvals(tall.double() / unit).cpu()
+        values = torch.linalg.svdvals(_triangular(tall, unit) if many else tall.double() / unit).cpu()
     norm = values.square().sum().sqrt().item()
     values = torch.where(values > _floor(values), values, 0.0) * unit
     return Spectrum(_shape(matrix), norm * unit, values[0].item(), values[-1].item(), values)
@@ -146,6 +147,14 @@ def _by_gram(tall: Tensor, unit: float) -> Tensor | None:
     squares = torch.linalg.eigvalsh(gram).flip(0).cpu()
     error = 4 * n**0.5 * torch.finfo(torch.float64).eps * squares[0]  # of each square; measured: a tenth of it
     return squares.sqrt() if bool(squares[-1] * 2 * _TRUSTED > error) else None
+
+
+def _triangular(tall: Tensor, unit: float) -> Tensor:
+    """R of ``tall = Q R``: the same singular values, to float64's accuracy."""
+    factor = torch.empty(0, tall.shape[1], dtype=torch.float64, device=tall.device)
+    for part in _parts(tall):
+        factor = torch.linalg.qr(torch.cat([factor, part.double() / unit]), mode="r").R
+    return factor
 
 
 def _parts(matrix: Tensor) -> Sequence[Tensor]:

@@ -86,6 +86,17 @@ class Moments:
             self.outer + other.outer.to(self.outer.device),
         )
 
+    def about(self, point: Tensor) -> Moments:
+        """Return the moments of the rows less a point.
+
+        Args:
+            point: (H,), in activation units.
+        """
+        point = point.to(self.total)
+        crossed = torch.outer(self.total, point)
+        outer = self.outer - crossed - crossed.T + self.count * torch.outer(point, point)
+        return Moments(self.count, self.total - self.count * point, outer)
+
     @property
     def width(self) -> int:
         """Width H of the rows."""

@@ -247,6 +247,13 @@ class ThresholdSAE(nn.Module):
         """What codes of zero decode to, (H,) float32: μ and the origin in activation units."""
         return (self.origin.double() @ self.maps()[1] + self.geometry.mean.to(self.origin.device)).float()
 
+    @property
+    @torch.no_grad()
+    def encoder_weights(self) -> Tensor:
+        """What activations are multiplied by, (A, H) float32; pre-activations are that and a constant for each atom."""
+        self.require_whole()
+        return (self.encoder_rows().double() @ self.maps()[0]).float()
+
     def maps(self) -> tuple[Tensor, Tensor]:
         """The matrices from centred activations to z and back, (H, H) float64 each."""
         unit, device = self.geometry.unit, self.decoder.device

@@ -20,6 +20,11 @@ class LinearUnit(Unit):
     analysis: Tensor
     """(H, A) float64: codes are ``(x - centre) @ analysis``."""
 
+    @property
+    def encoder_weights(self) -> Tensor:
+        """The linear map, (A, H) float64."""
+        return self.analysis.T
+
     def encode(self, rows: Tensor) -> SparseCodes:
         """Code rows (B, H)."""
         return SparseCodes.from_dense((rows.double() - self.centre) @ self.analysis)

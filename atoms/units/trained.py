@@ -75,6 +75,11 @@ class TrainedUnit(Unit):
 
         return asked(self) == asked(other) and self.seed != other.seed
 
+    @property
+    def encoder_weights(self) -> Tensor:
+        """The encoder in activation space, (A, H) float32."""
+        return self.sae.encoder_weights
+
     def encode(self, rows: Tensor) -> SparseCodes:
         """Code rows (B, H) by the SAE's own encoder."""
         return self.sae.encode_sparse(rows)

@@ -46,6 +46,14 @@ class Unit(ABC):
         """The site whose rows it encodes; its own but for units that rebuild one site from another."""
         return self.site
 
+    @property
+    def encoder_weights(self) -> Tensor | None:
+        """What a row of the site it reads is multiplied by to find coefficients, (A, H); None without such a matrix.
+
+        It is a row of zeros for an atom whose coefficient is found otherwise.
+        """
+        return None
+
     def fit(self, rows: SiteRows) -> None:
         """Learn from training rows what there is to learn; here, hold what was learnt before to their site.
 

@@ -58,6 +58,20 @@ class Encoder:
         """Atoms after the first A whose coefficients come from the row's own mean and scale."""
         return (self.row_norm in ("mean", "layer")) + self.bias_atom
 
+    @property
+    def weights(self) -> Tensor:
+        """What rows as they are are multiplied by, (A + `num_row_atoms`, H) float32, up to the row's scale.
+
+        Rows without their mean are read by weights without theirs, and the mean by an atom of its own. The atom of the
+        decoder's bias has the row's scale for a coefficient, which is no product: it is a row of zeros.
+        """
+        found = [self.w_enc if self.gain is None else self.gain.unsqueeze(1) * self.w_enc]
+        if self.row_norm in ("mean", "layer"):
+            found = [found[0] - found[0].mean(1, keepdim=True), torch.full_like(self.shift, 1 / len(self.shift))[None]]
+        if self.bias_atom:
+            found.append(torch.zeros_like(self.shift)[None])
+        return torch.cat(found)
+
     def to(self, device: torch.device) -> Encoder:
         """The same on another device."""
         held = {field.name: getattr(self, field.name) for field in fields(self)}

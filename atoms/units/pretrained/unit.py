@@ -83,6 +83,11 @@ class PretrainedUnits(Unit):
         """The site whose rows it encodes."""
         return self._reads or self.site
 
+    @property
+    def encoder_weights(self) -> Tensor:
+        """What rows are multiplied by, (A, H) float32, the atoms that stand for a row's mean and scale among them."""
+        return self.encoder.weights
+
     def encode(self, rows: Tensor) -> SparseCodes:
         """Codes as the published model has them, in the unit of the rows."""
         return self.encoder.encode(rows)
