@@ -18,7 +18,7 @@ MAY_IMPORT = {
     "units": {"geometry", "sae", "activations"},
     "checks": {"geometry", "sae", "metrics", "units", "activations", "information", "conditioning"},
     "training": {"geometry", "sae", "metrics", "units", "checks", "activations"},
-    "tuning": {"training", "activations", "conditioning"},
+    "tuning": {"activations", "conditioning"},
     "commands": {"training", "checks", "units", "activations", "sae", "information", "conditioning", "tuning"},
 }
 FRAMEWORKS = {"lightning", "torchmetrics", "mlflow", "transformers", "zarr", "pytorch_lightning"}
