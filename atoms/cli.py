@@ -18,6 +18,8 @@ atoms: find the atoms of language models, and prove or refute that they deserve 
   atoms test     --config FILE --ckpt_path FILE    the same scores on the test split
   atoms predict  --config FILE --ckpt_path FILE    sparse codes of every row, written to a Zarr group
   atoms information --config FILE  what atoms, columns or components tell, and whether they determine it
+  atoms conditioning --model NAME | --file PATH...    condition numbers of weights, and a model's sites in their order
+  atoms tune     --config FILE     fine-tune a causal model by several recipes; what each learns and forgets
   atoms store    info|ls|verify PATH               what a store holds, where stores are, whether one is whole
   atoms sites    --model NAME      the places of a model that can be harvested, with their widths
 
@@ -88,6 +90,14 @@ def main(args: Sequence[str] | None = None) -> None:
                 from atoms.commands.information import run as run_information
 
                 run_information(words[1:])
+            elif words[0] == "conditioning":
+                from atoms.commands.conditioning import run as run_conditioning
+
+                run_conditioning(words[1:])
+            elif words[0] == "tune":
+                from atoms.commands.tune import run as run_tune
+
+                run_tune(words[1:])
             elif words[0] == "store":
                 from atoms.commands.store import run as run_store
 

@@ -19,6 +19,13 @@ def test_a_whole_basis_rebuilds_everything(make, train, held_out):
     torch.testing.assert_close(unit.decode(codes), held_out, rtol=0, atol=1e-5)
 
 
+@pytest.mark.parametrize("unit", [PCA(5), WhiteningBasis()])
+def test_codes_are_rows_about_the_centre_times_the_weights(unit, train, held_out):
+    unit.fit(train)
+    expected = (held_out.double() - unit.centre) @ unit.encoder_weights.T
+    torch.testing.assert_close(unit.encode(held_out).to_dense().double(), expected, atol=1e-5, rtol=1e-5)
+
+
 @pytest.mark.parametrize("seed", [None, 0, 7])
 def test_a_whitening_basis_is_orthonormal_in_the_metric(seed, train):
     unit = WhiteningBasis(seed)

@@ -159,10 +159,8 @@ def test_the_memoriser_is_flagged(noise):
 
 
 def test_a_unit_of_another_store_is_said_to_be(fitted, noise):
-    unit = trained(fitted)
-    unit.site = None
-    unit.sae, unit.atoms, unit.centre = None, torch.eye(64), torch.zeros(64)
-    unit.encode = lambda rows: dead(64, 64).encode(rows)
+    unit = dead(64, 64)
+    unit.source = trained(fitted).source
     found = certify(unit, noise, settings=ALONE, trainer=CPU)
     assert found.sentence.endswith("rows held out here may be rows it has seen.")
 

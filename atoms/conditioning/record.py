@@ -20,7 +20,6 @@ from atoms.errors import printable
 
 SCHEMA, VERSION = "atoms-conditioning", 1
 _BLOCK = re.compile(r"(?:^|\.)(\d+)(?:\.|$)")
-_SPECTRUM = ("eff. rank (null)>", "loss (null)>", "channel>")
 _NAME = 32  # characters of a name that are shown
 
 
@@ -244,25 +243,26 @@ def screen(
 
 def _matrices(rows: Sequence[Row], top: int) -> str:
     shown = rows[:top] if top else rows
-    heads = ["layer>", "matrix", "kind", "shape>", "κ (null)>", "range>", "κ/null>", *_SPECTRUM]
+    heads = ["layer>", "matrix", "kind", "shape>", "κ>", "range>", "κ/null>", "eff. rank>", "loss>", "channel>"]
     lines = [
         [
             "-" if row.layer is None else str(row.layer),
             _name(row.label) + _times(len(row.matrices)),
-            row.first.kind,
+            row.first.kind.replace("embedding", "embed"),
             f"{row.first.rows}x{row.first.columns}",
             f"{_bound(row.mean(kappa), row.exact)} ({_number(row.first.kappa_null)})",
-            f"{_number(min(map(kappa, row.matrices)))} to {_number(max(map(kappa, row.matrices)))}",
+            _range(row),
             _bound(row.mean(relative), row.exact) + _star(row),
-            f"{_share(row.mean(rank_share))} ({_share(rank_share_null(row.first))})",
-            f"{_share(row.mean(loss))} ({_share(loss_null(row.first))})",
-            _share(row.mean(channel)),
+            f"{_share(row.mean(rank_share), 2)} ({_share(rank_share_null(row.first), 2)})",
+            f"{_share(row.mean(loss), 2)} ({_share(loss_null(row.first), 2)})",
+            _share(row.mean(channel), 2),
         ]
         for row in shown
     ]
     if all(len(row.matrices) == 1 for row in shown):
         heads, *lines = ([*cells[:5], *cells[6:]] for cells in (heads, *lines))
-    return _table(heads, lines, len(rows) - len(shown)) + "\n* above 95 % of Gaussian matrices of the shape"
+    legend = "(in brackets: Gaussian matrices of the shape; * above 95 % of them; loss in nats a singular value)"
+    return "\n".join([_table(heads, lines, len(rows) - len(shown)), legend])
 
 
 def _roles(rows: Sequence[Row]) -> str:
@@ -314,6 +314,12 @@ def _name(label: str) -> str:
     return shown if len(shown) <= _NAME else f"{shown[: _NAME // 3]}…{shown[_NAME // 3 + 1 - _NAME :]}"
 
 
+def _range(row: Row) -> str:
+    """Of the condition numbers of several matrices."""
+    ends = (min(map(kappa, row.matrices)), max(map(kappa, row.matrices)))
+    return "-".join(map(_number, ends)) if len(row.matrices) > 1 else ""
+
+
 def _times(count: int) -> str:
     return f" x{count}" if count > 1 else ""
 
@@ -332,8 +338,8 @@ def _bound(value: float, exact: bool) -> str:
     return ("" if exact or math.isinf(value) else "≥") + _number(value)
 
 
-def _share(value: float) -> str:
-    return "-" if math.isnan(value) else "∞" if math.isinf(value) else f"{value:.3f}"
+def _share(value: float, digits: int = 3) -> str:
+    return "-" if math.isnan(value) else "∞" if math.isinf(value) else f"{value:.{digits}f}"
 
 
 def _before(each: Condition) -> str:

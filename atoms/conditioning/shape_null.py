@@ -42,7 +42,6 @@ class ShapeNull:
     entropy_loss: float
 
 
-@cache
 def shape_null(rows: int, columns: int, seed: int = 0) -> ShapeNull:
     """Measures of Gaussian matrices of a shape; the same for its transpose, and for the same seed always.
 
@@ -51,7 +50,11 @@ def shape_null(rows: int, columns: int, seed: int = 0) -> ShapeNull:
         columns: n.
         seed: Of the draws.
     """
-    m, n = max(rows, columns), min(rows, columns)
+    return _drawn(max(rows, columns), min(rows, columns), seed)
+
+
+@cache
+def _drawn(m: int, n: int, seed: int) -> ShapeNull:
     rng = np.random.default_rng([seed, m, n])
     kappas = np.sort([_extremes(*_bidiagonal(m, n, rng)) for _ in range(_DRAWS)])
     # Means over all singular values grow with the shape and hardly fluctuate: those of a large shape are those of a

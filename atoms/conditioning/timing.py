@@ -6,22 +6,24 @@ import time
 from collections.abc import Sequence
 
 import torch
+from torch import Tensor
 
 from atoms.conditioning.shape_null import shape_null
 from atoms.conditioning.spectrum import spectrum
 from atoms.conditioning.survey import cost
-from atoms.conditioning.weights import Weight, named_weight
+from atoms.conditioning.weights import Weight, digest, named_weight
 
 _SAMPLES = {"square": (512, 512), "oblong": (2048, 512), "beyond": (1024, 1024)}
 """A matrix for each way to treat one: decomposed, squared first, only bounded."""
 _NULL = (256, 256)
+_THIN = (2**17, 8)  # so few columns that a look at each value is all that counts
 _BLOCK = 2**24  # elements that are converted to float64 at once
 
 
 def survey_seconds(weights: Sequence[Weight], max_dim: int, device: torch.device) -> float:
-    """Seconds that `survey` will take, to first order, from operations and how fast small matrices go here.
+    """Seconds that `survey` will take, to first order, from how fast small matrices go here.
 
-    Large products run faster than those that are timed, a busy machine slower; reading and hashing are not counted.
+    Large products run faster than those that are timed, and a disk may be slower than anything else.
 
     Args:
         weights: The tensors.
@@ -36,7 +38,8 @@ def survey_seconds(weights: Sequence[Weight], max_dim: int, device: torch.device
     begun = time.perf_counter()
     shape_null(*_NULL)
     null = (time.perf_counter() - begun) / min(_NULL)
-    return sum(each / _rate(way, device) for way, each in operations.items()) + null * sum(map(min, shapes))
+    decomposed = sum(each / _rate(way, device) for way, each in operations.items())
+    return decomposed + _look(device) * sum(weight.numel for weight in weights) + null * sum(map(min, shapes))
 
 
 def working_memory(weight: Weight, stored: int, max_dim: int) -> int:
@@ -58,13 +61,31 @@ def _way(weight: Weight, max_dim: int) -> str:
 
 
 def _rate(way: str, device: torch.device) -> float:
-    """Operations a second; the second try counts, as the first pays for starting up."""
+    """Operations a second."""
     rows, columns = _SAMPLES[way]
-    sample = torch.randn(rows, columns, generator=torch.Generator().manual_seed(0)).to(device)
     limit = 1 if way == "beyond" else columns
+    sample = _drawn(rows, columns)
+    return cost([named_weight("sample", (rows, columns), lambda: sample)], limit)[0] / _seconds(sample, limit, device)
+
+
+def _look(device: torch.device) -> float:
+    """Seconds to hash, move, check and convert a value."""
+    sample = _drawn(*_THIN)
+    begun = time.perf_counter()
+    digest(sample)
+    hashed = time.perf_counter() - begun
+    return (hashed + _seconds(sample, min(_THIN), device)) / sample.numel()
+
+
+def _seconds(sample: Tensor, limit: int, device: torch.device) -> float:
+    """Of the second try, as the first pays for starting up."""
     seconds = 0.0
     for _ in range(2):
         begun = time.perf_counter()
-        spectrum(sample, limit)
+        spectrum(sample.to(device), limit)
         seconds = time.perf_counter() - begun
-    return cost([named_weight("sample", (rows, columns), lambda: sample)], limit)[0] / seconds
+    return seconds
+
+
+def _drawn(rows: int, columns: int) -> Tensor:
+    return torch.randn(rows, columns, generator=torch.Generator().manual_seed(0))

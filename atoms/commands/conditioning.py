@@ -1,0 +1,374 @@
+"""``atoms conditioning``: condition numbers of a model's weights, what else spectra say, and its sites by them."""
+
+import fnmatch
+import io
+import json
+import os
+import re
+import sys
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from safetensors import safe_open
+
+from atoms import __version__
+from atoms.activations.files import write_file
+from atoms.activations.language_model import ModelSpec, resolve, weight_files
+from atoms.commands.parser import AtomsArgumentParser, quiet, readable
+from atoms.conditioning.checkpoint import weights_in
+from atoms.conditioning.figures import FIGURES, draw
+from atoms.conditioning.record import numbers, screen, to_csv, to_json
+from atoms.conditioning.site_weights import SiteCondition, rank_sites, site_writers
+from atoms.conditioning.survey import MAX_DIM, SNR, Condition, cost, survey
+from atoms.conditioning.timing import survey_seconds, working_memory
+from atoms.conditioning.weights import Weight
+from atoms.errors import AtomsError, printable
+from atoms.memory import require_memory
+from atoms.progress import Meter, duration, size
+from atoms.training.certificate_log import NOWHERE
+from atoms.training.mlflow_logger import AtomsMLFlowLogger
+
+FILE = "conditioning"
+Sort = Literal["kappa", "relative", "effective_rank", "entropy_loss", "channel_share", "parameters", "name"]
+_BYTES = {"F64": 8, "F32": 4}
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where weights come from.
+
+    Attributes:
+        name: As the user gave it.
+        title: A short name.
+        files: The safetensors files.
+        family: What ``config.json`` calls the kind of model; empty where there is none.
+        spec: Of the model, where there is a configuration.
+        identity: Digest of the model's files, or its hub commit's.
+        revision: Commit of a hub repository.
+    """
+
+    name: str
+    title: str
+    files: Sequence[Path]
+    family: str = ""
+    spec: ModelSpec | None = None
+    identity: str | None = None
+    revision: str | None = None
+
+
+def run(words: list[str]) -> None:
+    """Run ``conditioning``.
+
+    Args:
+        words: The command's arguments.
+    """
+    parser = AtomsArgumentParser(
+        prog="atoms conditioning",
+        description="Condition numbers of the weight matrices of a model or of files, beside those of Gaussian "
+        "matrices of the same shapes, and what else the singular values say. One tensor is in memory at a time.",
+    )
+    parser.add_argument("--model", type=str | None, default=None, help="Hub id, local folder, or package:NAME/FOLDER.")
+    parser.add_argument("--revision", type=str | None, default=None, help="Branch, tag or commit of a hub repository.")
+    parser.add_argument(
+        "--file", type=str, nargs="+", default=[], help="Or .safetensors files of one checkpoint, or a folder of them."
+    )
+    parser.add_argument(
+        "--max_dim",
+        type=int,
+        default=MAX_DIM,
+        help="Largest smaller dimension of a matrix that is decomposed; beyond it κ is a lower bound.",
+    )
+    parser.add_argument(
+        "--snr", type=float, default=SNR, help="Power of the signal over that of the noise behind the channel share."
+    )
+    parser.add_argument("--include", type=str, nargs="+", default=[], help="Patterns of names, such as '*.mlp.*'.")
+    parser.add_argument("--exclude", type=str, nargs="+", default=[], help="Patterns of names that are left out.")
+    parser.add_argument("--device", type=str, default="auto", help="auto, cpu, cuda or cuda:N.")
+    parser.add_argument("--sort", type=Sort, default="kappa", help="By what the table is sorted, the largest first.")
+    parser.add_argument("--ascending", action="store_true", help="The smallest first.")
+    parser.add_argument("--top", type=int, default=30, help="Lines of the tables; 0 for all. The files hold all.")
+    parser.add_argument("--output", type=str, default=FILE, help="Folder for what is found, and its figures.")
+    parser.add_argument(
+        "--tracking_uri", type=str | None, default=None, help="Where MLflow keeps the run. 'none' keeps none."
+    )
+    parser.add_argument("--experiment", type=str, default="atoms", help="MLflow experiment.")
+    with readable():
+        settings = parser.parse_args(words)
+    quiet()
+    try:
+        conditioning(settings)
+    except AtomsError as error:
+        raise AtomsError(str(error).replace("data.harvest.model.name", "model")) from error
+
+
+def conditioning(settings: Any) -> list[Condition]:
+    """Measure weights, print what is found, and leave files and a run.
+
+    Args:
+        settings: The command's.
+
+    Raises:
+        AtomsError: If there is nothing to measure, something cannot be measured, or files cannot be written.
+    """
+    _require(settings)
+    device = _device(settings.device)
+    source = _files(settings.file) if settings.file else _model(settings.model, settings.revision)
+    folder = Path(settings.output) / _slug(source.title)
+    _require_writable(folder, settings.output)
+    weights = _chosen(weights_in(source.files, source.family), settings.include, settings.exclude)
+    _say_cost(source, weights, settings.max_dim, device)
+    conditions = _measured(weights, settings.max_dim, settings.snr, device)
+    sites, notes = _sites(source, conditions)
+    print(screen(conditions, sites, settings.sort, settings.ascending, settings.top))
+    for note in notes:
+        print(f"note        {note}")
+    content = _texts(source, conditions, sites, notes, settings, device)
+    _write(folder, content, settings.output)
+    pictures = _pictures(conditions)
+    _write(folder, pictures, settings.output)
+    _sweep(folder, pictures)
+    print(f"found       {folder}/")
+    _log(source, conditions, content | pictures, settings)
+    return conditions
+
+
+def _require(settings: Any) -> None:
+    """Refuse settings that say nothing, or too much."""
+    if (settings.model is None) == (not settings.file):
+        said = "neither --model nor --file is set" if settings.model is None else "--model and --file are set"
+        raise AtomsError(f"{said}: name a model or the files of one, with one of them")
+    if settings.file and settings.revision is not None:
+        raise AtomsError(f"revision is {settings.revision} beside --file: it belongs to --model, leave it out")
+    for name, least in (("max_dim", 1), ("top", 0)):
+        if getattr(settings, name) < least:
+            raise AtomsError(f"{name} is {getattr(settings, name)}: give at least {least}")
+    if not 0 < settings.snr < float("inf"):
+        raise AtomsError(f"snr is {settings.snr}: give a number above 0")
+
+
+def _device(name: str) -> torch.device:
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    if not re.fullmatch(r"cpu|cuda(:\d+)?", name):
+        raise AtomsError(f"device is {name}: give auto, cpu, cuda or cuda:N")
+    device = torch.device(name)
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise AtomsError(f"device is {name}, and torch sees {torch.cuda.device_count()} such GPUs: give cpu or auto")
+    return device
+
+
+def _model(name: str, revision: str | None) -> Source:
+    spec = ModelSpec(name, revision)
+    found = resolve(spec)
+    title = Path(found.path).resolve().name if Path(name).expanduser().is_dir() else name
+    family = str(found.config.model_type)
+    return Source(name, title, weight_files(found), family, spec, found.identity, found.revision)
+
+
+def _files(names: Sequence[str]) -> Source:
+    """Files by their names, folders by what they hold; what lies beside them tells the kind of model."""
+    files: list[Path] = []
+    for path in map(Path, names):
+        inside = sorted(path.glob("*.safetensors")) if path.is_dir() else [path]
+        if not inside:
+            raise AtomsError(f"file is {path}, a folder without *.safetensors: name one with weights")
+        files += inside
+    first = files[0].resolve()
+    title = first.stem if len(files) == 1 and not Path(names[0]).is_dir() else first.parent.name
+    config = first.parent / "config.json"
+    if not config.is_file():
+        return Source(" ".join(names), title, files)
+    try:
+        family = str(json.loads(config.read_text())["model_type"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return Source(" ".join(names), title, files)
+    return Source(" ".join(names), title, files, family, ModelSpec(str(first.parent)))
+
+
+def _chosen(weights: Sequence[Weight], include: Sequence[str], exclude: Sequence[str]) -> list[Weight]:
+    """Tensors whose names fit, those outside of blocks first, then block after block."""
+    found = [
+        weight
+        for weight in weights
+        if (not include or any(fnmatch.fnmatchcase(weight.name, pattern) for pattern in include))
+        and not any(fnmatch.fnmatchcase(weight.name, pattern) for pattern in exclude)
+    ]
+    if not found:
+        raise AtomsError(
+            f"include={list(include)} and exclude={list(exclude)} leave none of {len(weights)} tensors "
+            f"({weights[0].name}, …): change the patterns"
+        )
+    return sorted(found, key=lambda weight: -1 if weight.layer is None else weight.layer)
+
+
+def _say_cost(source: Source, weights: Sequence[Weight], max_dim: int, device: torch.device) -> None:
+    """What is to be read and computed, and whether it fits."""
+    stored = _stored(source.files)
+    needed = {weight.name: working_memory(weight, stored[weight.name], max_dim) for weight in weights}
+    name, most = max(needed.items(), key=lambda item: item[1])
+    fix = "lower max_dim, or leave it out with --exclude"
+    require_memory(most, name, fix)
+    if device.type == "cuda" and most > (free := torch.cuda.mem_get_info(device)[0]):
+        raise AtomsError(f"{name} takes {size(most)} and {device} has {size(free)} free: {fix}, or set --device cpu")
+    matrices, values = sum(weight.count for weight in weights), sum(weight.numel for weight in weights)
+    read = size(sum(stored[weight.name] for weight in weights))
+    seconds = duration(survey_seconds(weights, max_dim, device))
+    threads = f" with {torch.get_num_threads()} threads" if device.type == "cpu" else ""
+    operations = sum(cost(weights, max_dim)) / 1e9
+    family = f" ({printable(source.family)})" if source.family else ""
+    print(f"{source.name}{family}: {matrices:,} matrices of {values:,} weights, {read}")
+    print(
+        f"cost        {operations:,.0f} GFLOP, about {seconds} on {device}{threads}; up to {size(most)} of memory for "
+        f"{printable(name)}\n",
+        flush=True,
+    )
+
+
+def _stored(files: Sequence[Path]) -> dict[str, int]:
+    """Bytes of every tensor, from the files' headers."""
+    found: dict[str, int] = {}
+    for file in files:
+        with safe_open(file, "pt") as opened:
+            for key in opened.keys():  # noqa: SIM118  # no mapping, only its keys
+                part = opened.get_slice(key)
+                found[key] = torch.Size(part.get_shape()).numel() * _BYTES.get(part.get_dtype(), 2)
+    return found
+
+
+def _measured(weights: Sequence[Weight], max_dim: int, snr: float, device: torch.device) -> list[Condition]:
+    """The survey, with a bar; its time left goes by operations."""
+    operations = dict(zip((weight.name for weight in weights), cost(weights, max_dim), strict=True))
+    total = sum(operations.values())
+    done = 0.0
+    with Meter("weights", max(1, int(total / 1e9)), "GFLOP") as meter:
+
+        def advance(weight: Weight) -> None:
+            nonlocal done
+            done += operations[weight.name]
+            meter.advance(int(done / 1e9) - meter.done)
+
+        try:
+            return survey(weights, max_dim, snr, device, advance)
+        except AtomsError as error:
+            raise AtomsError(f"{error}; --exclude leaves a tensor out") from error
+        except torch.OutOfMemoryError as error:
+            raise AtomsError(f"{device} has too little memory free: lower max_dim, or set --device cpu") from error
+
+
+def _sites(source: Source, conditions: Sequence[Condition]) -> tuple[list[SiteCondition], list[str]]:
+    """The sites in their order, and what kept some or all from having one."""
+    if source.spec is None:
+        return [], ["no ranking of sites: no readable config.json beside the files says what model they are of"]
+    try:
+        ranked, missing = rank_sites(site_writers(source.spec), conditions)
+    except AtomsError as error:
+        return [], [f"no ranking of sites: {printable(str(error)).replace('data.harvest.model.name', 'model')}"]
+    if not missing:
+        return ranked, []
+    few = ", ".join(list(missing)[:3]) + (", …" if len(missing) > 3 else "")
+    why = f"{next(iter(missing.values()))} is not among the matrices measured"
+    return ranked, [f"sites without a rank: {len(missing)} ({few}); {why}"]
+
+
+def _texts(
+    source: Source,
+    conditions: Sequence[Condition],
+    sites: Sequence[SiteCondition],
+    notes: Sequence[str],
+    settings: Any,
+    device: torch.device,
+) -> dict[str, bytes]:
+    """Files by name."""
+    about = {
+        "atoms": __version__,
+        "source": {
+            "name": source.name,
+            "family": source.family or None,
+            "identity": source.identity,
+            "revision": source.revision,
+            "files": [{"name": file.name, "bytes": file.stat().st_size} for file in source.files],
+        },
+        "settings": {
+            **{name: getattr(settings, name) for name in ("max_dim", "snr", "include", "exclude")},
+            "device": str(device),
+        },
+    }
+    return {
+        f"{FILE}.json": to_json(conditions, sites, about, notes).encode(),
+        f"{FILE}.csv": to_csv(conditions).encode(),
+    }
+
+
+def _pictures(conditions: Sequence[Condition]) -> dict[str, bytes]:
+    """Files by name."""
+    found: dict[str, bytes] = {}
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Glyph .* missing from font", UserWarning)  # names are whole in the tables
+        for name, figure in draw(conditions).items():
+            picture = io.BytesIO()
+            figure.savefig(picture, format="png", dpi=120)
+            found[f"{name}.png"] = picture.getvalue()
+    return found
+
+
+def _require_writable(folder: Path, output: str) -> None:
+    """Now rather than after hours."""
+    there = folder
+    while not there.exists():
+        there = there.parent
+    if not there.is_dir() or not os.access(there, os.W_OK):
+        raise AtomsError(f"output is {output}, where nothing can be written: name another folder")
+
+
+def _write(folder: Path, content: dict[str, bytes], output: str) -> None:
+    """Each file whole or not at all."""
+    try:
+        for name, each in content.items():
+            write_file(folder / name, each)
+    except OSError as error:
+        raise AtomsError(
+            f"output is {output}, where nothing can be written ({error.strerror}): name another folder"
+        ) from error
+
+
+def _sweep(folder: Path, pictures: dict[str, bytes]) -> None:
+    """Remove an earlier survey's pictures that are not drawn now: they would be taken for this one's."""
+    for name in FIGURES:
+        if f"{name}.png" not in pictures:
+            (folder / f"{name}.png").unlink(missing_ok=True)
+
+
+def _slug(title: str) -> str:
+    """A title as the name of a folder."""
+    return "-".join("".join(c if c.isascii() and c.isalnum() else " " for c in title).split()).lower()[:80] or "weights"
+
+
+def _log(source: Source, conditions: Sequence[Condition], content: dict[str, bytes], settings: Any) -> None:
+    """Keep it as a run, unless that is not wanted; what is found is on disk whatever happens here."""
+    if settings.tracking_uri == NOWHERE:
+        return
+    try:
+        run = AtomsMLFlowLogger(
+            experiment_name=settings.experiment,
+            run_name=source.title,
+            tracking_uri=settings.tracking_uri,
+            tags={"command": "conditioning", "source": source.name, "identity": source.identity or ""},
+            synchronous=True,
+        )
+        run.log_hyperparams(
+            {"model": source.name, "max_dim": settings.max_dim, "snr": settings.snr, "matrices": len(conditions)}
+        )
+        run.log_at({f"conditioning/{name}": value for name, value in numbers(conditions).items()}, 0)
+        for name, each in content.items():
+            if name.endswith(".png"):
+                run.log_picture(each, name.removesuffix(".png"))
+            else:
+                run.log_text(each.decode(), name)
+        run.finalize("success")
+        print(f"logged      run {run.run_id} in {run.tracking_uri}")
+    except AtomsError as error:
+        print(f"note     not logged: {printable(str(error))}", file=sys.stderr)
