@@ -1,6 +1,6 @@
 """Fine-tuning recipes on two cores: train a small Llama on one part of the standard library, tune it on another.
 
-    python benchmarks/tune_stdlib.py [--config configs/tune-stdlib.yaml] [--passes 8] [further words for `atoms tune`]
+    python benchmarks/tune_stdlib.py [--config configs/tune/stdlib.yaml] [--passes 6] [further words for `atoms tune`]
 
 The model sees the general corpus of the config without the share that is held out, dealt as `atoms tune` deals it; its
 byte-level BPE tokenizer is made from all of it. They are kept in the folder that the config names as its model, and
@@ -86,8 +86,8 @@ def pretrain(settings: dict, passes: int) -> None:
 def main() -> None:
     """Train the model if it is not there, then compare the recipes."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--config", default="configs/tune-stdlib.yaml")
-    parser.add_argument("--passes", type=int, default=8)
+    parser.add_argument("--config", default="configs/tune/stdlib.yaml")
+    parser.add_argument("--passes", type=int, default=6)
     own, words = parser.parse_known_args()
     settings = yaml.safe_load(Path(own.config).read_text())
     began = time.monotonic()

@@ -37,7 +37,7 @@ from atoms.tuning.adapters import require_peft
 from atoms.tuning.arms import ARMS, Plan, Share, plan
 from atoms.tuning.comparison import comparisons
 from atoms.tuning.curves import LOSSES, mean_loss
-from atoms.tuning.experiment import Bench, Recipe, Run, best_of, claim, make_trainer, search
+from atoms.tuning.experiment import ASKED_IN_SEARCH, Bench, Recipe, Run, best_of, claim, make_trainer, search
 from atoms.tuning.figures import draw
 from atoms.tuning.language_model import CausalLM
 from atoms.tuning.record import Found, csv_rows, numbers, screen, to_json
@@ -93,7 +93,7 @@ def run(words: list[str]) -> None:
         built = parser.instantiate_classes(settings)
     for name in ("model", "task", "general", "budget"):
         if built.get(name) is None:
-            raise AtomsError(f"{name} is not set: configs/tune-stdlib.yaml shows all settings")
+            raise AtomsError(f"{name} is not set: configs/tune/stdlib.yaml shows all settings")
     quiet()
     leave_at_exit()
     use_fast_float32()
@@ -113,13 +113,13 @@ def tune(built: Any) -> Found:
         AtomsError: If it cannot be run.
     """
     arms = _arms(built)
-    bench, seconds = _prepare(built, arms)
+    bench, plans, seconds = _prepare(built, arms)
     recipe = bench.recipe
     folder, first = bench.folder, is_first_rank()
     claim(folder, _identity(built, bench))
     total = len(arms) * (len(recipe.learning_rates) + recipe.seeds) * recipe.steps * bench.tokens_per_step
     if first:
-        _say_cost(built, bench, total, seconds, len(arms))
+        _say_cost(built, bench, plans, total, seconds)
     logged = _Log(built, bench) if first else None
     searched: dict[str, list[Run]] = {}
     runs: dict[str, list[Run]] = {}
@@ -163,8 +163,8 @@ def _arms(built: Any) -> list[str]:
     return names
 
 
-def _prepare(built: Any, arms: list[str]) -> tuple[Bench, float]:
-    """Everything that all runs share, and the seconds that a forward takes for a token."""
+def _prepare(built: Any, arms: list[str]) -> tuple[Bench, list[Plan], float]:
+    """Everything that all runs share, what each arm trains, and the seconds that a forward takes for a token."""
     resolved = resolve(built.model)
     require_causal(resolved.config, built.model.name)
     tokenizer = load_tokenizer(resolved)
@@ -197,7 +197,7 @@ def _prepare(built: Any, arms: list[str]) -> tuple[Bench, float]:
     plans = [plan(ARMS[name], model, candidates, built.budget, 1) for name in arms]  # before anything is trained
     if is_first_rank():
         _say_plans(plans, built.budget.of(candidates), text)
-    return bench, seconds
+    return bench, plans, seconds
 
 
 def _seconds_a_token(model: nn.Module, text: Text, batch_size: int) -> float:
@@ -221,20 +221,25 @@ def _say_plans(plans: list[Plan], wanted: int, text: Text) -> None:
         print(f"arm      {each.arm.name}: {each.trained:,} parameters{tensors}{rank}{said}")
 
 
-def _say_cost(built: Any, bench: Bench, total: int, seconds: float, arms: int) -> None:
+def _say_cost(built: Any, bench: Bench, plans: list[Plan], total: int, seconds: float) -> None:
     recipe = bench.recipe
-    runs = arms * (len(recipe.learning_rates) + recipe.seeds)
-    measured = runs * len(recipe.at) * sum(getattr(bench.text, n).take(recipe.eval_tokens).tokens for n in LOSSES)
+    runs = len(plans) * (len(recipe.learning_rates) + recipe.seeds)
+    asked = {name: getattr(bench.text, name).take(recipe.eval_tokens).tokens for name in LOSSES}
+    searched = len(recipe.learning_rates) * sum(asked[name] for name in ASKED_IN_SEARCH)
+    measured = len(plans) * len(recipe.at) * (searched + recipe.seeds * sum(asked.values()))
     # Backward costs twice a forward.
     print(
         f"cost     {runs} runs of {recipe.steps} steps, {total:,} tokens to learn from and {measured:,} to measure on"
         f", about {duration(seconds * (3 * total + measured))} on one device"
     )
     parameters = sum(each.parameters for each in bench.candidates)
-    print(f"memory   {size(16 * parameters)} where all is trained: weights, gradients and two moments in float32")
-    require_memory(4 * parameters, "the model in float32", "set model.dtype to bfloat16 or name a smaller model")
+    weights = parameters * (4 if built.model.dtype == "float32" else 2)
+    trained = max(each.trained for each in plans)
+    print(f"memory   {size(weights)} for the model, beside activations; {size(16 * trained)} for what the largest arm")
+    print("         trains, with gradients and two moments in float32")
+    require_memory(weights, f"the model in {built.model.dtype}", "set model.dtype to bfloat16, or name a smaller model")
     if bench.keep:
-        print(f"disk     {size(4 * parameters * arms)} for the models in {built.output}/models")
+        print(f"disk     {size(4 * parameters * len(plans))} for the models in {built.output}/models")
 
 
 def _identity(built: Any, bench: Bench) -> dict[str, Any]:
@@ -325,8 +330,8 @@ class _Log:
         child = child_run(self.parent.tracking_uri, str(self.parent.run_id), name, tags)
         child.log_hyperparams({"arm": each.arm, "lr": each.lr, "seed": each.seed, "trained": each.trained})
         for at, tokens in enumerate(each.curve.tokens):
-            point = {f"tune/{name}": values[at] for name, values in each.curve.losses.items()}
-            child.log_at(point | {"tune/forgetting": each.curve.forgetting()[at]}, tokens)
+            known = each.curve.losses | ({"forgetting": forgotten} if (forgotten := each.curve.forgetting()) else {})
+            child.log_at({f"tune/{name}": values[at] for name, values in known.items()}, tokens)
         child.finalize("success")
 
     def end(self, found: Found, text: str, pictures: dict[str, bytes]) -> None:

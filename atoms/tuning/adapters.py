@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from copy import deepcopy
 
 import torch
@@ -27,17 +27,24 @@ def require_peft() -> None:
         raise AtomsError("arms with adapters need peft: pip install 'atoms[tune]', or leave them out of arms")
 
 
-def linear_tensors(model: nn.Module) -> list[str]:
-    """Names of all tensors that adapters are usually put on: linear maps and experts, without embeddings and output.
+def adaptable(model: nn.Module) -> list[str]:
+    """Names of the tensors that may get an adapter: of linear maps that are modules, and of experts.
+
+    These are PEFT's own candidates but for the output embedding. Routers that hold a bare parameter are none.
 
     Args:
         model: The model.
     """
-    return [weight.name for weight in weights_of(model) if weight.kind in ("linear", "experts")]
+    parts = dict(model.named_modules())
+    return [
+        weight.name
+        for weight in weights_of(model)
+        if weight.kind == "experts" or (weight.kind == "linear" and _is_linear(parts, weight.name))
+    ]
 
 
 def targets_of(model: nn.Module, tensors: Sequence[str]) -> dict[str, list[str]]:
-    """What PEFT calls tensors: modules by their paths where a module has nothing but a weight, parameters otherwise.
+    """What PEFT calls tensors: modules by their paths where they are linear maps, parameters otherwise.
 
     Args:
         model: The model.
@@ -47,13 +54,13 @@ def targets_of(model: nn.Module, tensors: Sequence[str]) -> dict[str, list[str]]
         ``target_modules`` and ``target_parameters`` of a ``LoraConfig``.
     """
     parts = dict(model.named_modules())
-    modules: list[str] = []
-    parameters: list[str] = []
-    for name in tensors:
-        path, _, key = name.rpartition(".")
-        whole = key == "weight" and (isinstance(parts[path], nn.Linear) or type(parts[path]).__name__ == "Conv1D")
-        (modules if whole else parameters).append(path if whole else name)
-    return {"target_modules": modules, "target_parameters": parameters}
+    modules = [name.removesuffix(".weight") for name in tensors if _is_linear(parts, name)]
+    return {"target_modules": modules, "target_parameters": [name for name in tensors if not _is_linear(parts, name)]}
+
+
+def _is_linear(parts: Mapping[str, nn.Module], name: str) -> bool:
+    part = parts[name.rpartition(".")[0]]
+    return name.endswith(".weight") and (isinstance(part, nn.Linear) or type(part).__name__ == "Conv1D")
 
 
 def matched_rank(model: nn.Module, tensors: Sequence[str], parameters: int) -> tuple[int, int]:

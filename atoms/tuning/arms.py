@@ -10,7 +10,7 @@ from torch import nn
 
 from atoms.conditioning.selection import Budget, Candidate, Order, Selection, select
 from atoms.errors import AtomsError
-from atoms.tuning.adapters import adapted, linear_tensors, matched_rank, require_peft, trainable
+from atoms.tuning.adapters import adaptable, adapted, matched_rank, require_peft, trainable
 
 
 @dataclass(frozen=True)
@@ -127,7 +127,7 @@ class Plan:
         """
         if self.rank is None:
             return model
-        names = linear_tensors(model) if self.selection is None else self.selection.names
+        names = adaptable(model) if self.selection is None else self.selection.names
         return adapted(model, names, self.rank)
 
 
@@ -152,9 +152,10 @@ def plan(arm: Arm, model: nn.Module, candidates: Sequence[Candidate], share: Sha
         chosen = share.choose(candidates, Budget(parameters=wanted), arm.order, seed)
         return Plan(arm, chosen, None, chosen.parameters)
     require_peft()
-    selection = None
+    selection, names = None, adaptable(model)
     if arm.order is not None:
-        selection = share.choose(candidates, Budget(fraction=share.adapted), arm.order, seed)
-    names = linear_tensors(model) if selection is None else selection.names
+        open_to = [each for each in candidates if each.name in set(names)]
+        selection = share.choose(open_to, Budget(fraction=share.adapted), arm.order, seed)
+        names = selection.names
     rank, trained = matched_rank(model, names, wanted)
     return Plan(arm, selection, rank, trained)

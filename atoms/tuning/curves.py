@@ -36,8 +36,8 @@ class Curve:
         return {"steps": self.steps, "tokens": self.tokens, "losses": self.losses}
 
     def forgetting(self) -> list[float]:
-        """What general text costs more than it did at the start, nats a token, at each point."""
-        general = self.losses["general"]
+        """What general text costs more than it did at the start, nats a token, at each point; empty if not measured."""
+        general = self.losses.get("general", [])
         return [value - general[0] for value in general]
 
 

@@ -27,6 +27,8 @@ from atoms.tuning.language_model import CausalLM, batches
 from atoms.tuning.text import Text
 
 _VERSION = 1
+ASKED_IN_SEARCH = ("val",)
+"""Losses that are measured while rates are tried: nothing that is reported is looked at then."""
 _STEP = 10**0.5
 """From one learning rate to the next where the search goes on past the end of the list."""
 
@@ -213,7 +215,8 @@ def _train(bench: Bench, planned: Plan, model: nn.Module, lr: float, seed: int) 
     if planned.arm.method == "full":
         model = model.float()  # as tensors and adapters are trained in
     model = planned.apply(model)
-    few = {name: getattr(text, name).take(recipe.eval_tokens) for name in LOSSES}
+    names = ASKED_IN_SEARCH if seed == 0 else LOSSES
+    few = {name: getattr(text, name).take(recipe.eval_tokens) for name in names}
     recorder = Recorder(few, recipe.at, recipe.batch_size, bench.tokens_per_step, bench.said)
     callbacks: list[L.Callback] = [recorder]
     if planned.arm.method == "tensors":

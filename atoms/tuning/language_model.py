@@ -50,7 +50,7 @@ class CausalLM(L.LightningModule):
 
     def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
         """Mean loss of a batch."""
-        total, count = self.losses(*batch)
+        total, count = self.losses(*batch).unbind()
         return total / count
 
     def configure_optimizers(self) -> OptimizerLRScheduler:

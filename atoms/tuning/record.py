@@ -108,22 +108,18 @@ def screen(found: Found) -> Group:
         arms.add_row(arm, f"{np.mean([run.trained for run in runs]):,.0f}", rank, f"{runs[0].lr:g}{edge}", *cells)
     tables = [arms]
     for axis, said in (("train", "training loss"), ("test", "held-out task loss")):
+        at = {(each.arm, each.reference, each.depth): each for each in found.compared if each.axis == axis}
         table = Table(f"forgetting at equal {said}", box=None, pad_edge=False)
-        for head in ("at loss", "arm", "reference", "difference", "95 % interval"):
+        for head in ("at loss", "arm", "reference", "difference (95 %)", "half-way (95 %)"):
             table.add_column(head, justify="right", no_wrap=True)
         table.add_column("")
-        for paired in found.compared:
-            if paired.axis == axis and paired.depth == DEPTHS[-1]:
-                low_high = f"{paired.low:+.4f} to {paired.high:+.4f}" if math.isfinite(paired.low) else "one seed"
-                table.add_row(
-                    f"{paired.arm} - {paired.reference}",
-                    f"{paired.level:.3f}",
-                    f"{paired.forgetting:+.4f}",
-                    f"{paired.forgetting_reference:+.4f}",
-                    f"{paired.difference:+.4f}",
-                    low_high,
-                    paired.verdict,
-                )
+        for arm, reference in dict.fromkeys(pair[:2] for pair in at):
+            half, full = (at.get((arm, reference, depth)) for depth in DEPTHS)
+            if full is None:
+                continue
+            values = (f"{full.level:.3f}", f"{full.forgetting:+.3f}", f"{full.forgetting_reference:+.3f}")
+            differences = ("" if each is None else _difference(each) for each in (full, half))
+            table.add_row(f"{arm} - {reference}", *values, *differences, full.verdict)
         if table.row_count:
             tables.append(table)
     return Group(*(part for table in tables for part in (table, "")))
@@ -140,11 +136,16 @@ def csv_rows(found: Found) -> str:
         for arm, runs in groups.items():
             for run in runs:
                 curve = run.curve
-                points = zip(
-                    curve.steps, curve.tokens, *(curve.losses[n] for n in LOSSES), curve.forgetting(), strict=True
-                )
-                lines += [f"{arm},{stage},{run.lr:g},{run.seed},{','.join(map(repr, point))}" for point in points]
+                unknown = [""] * len(curve.steps)
+                losses = (curve.losses.get(name, unknown) for name in LOSSES)
+                points = zip(curve.steps, curve.tokens, *losses, curve.forgetting() or unknown, strict=True)
+                lines += [f"{arm},{stage},{run.lr:g},{run.seed},{','.join(map(str, point))}" for point in points]
     return "\n".join(lines) + "\n"
+
+
+def _difference(paired: Paired) -> str:
+    ends = f"({paired.low:+.3f} to {paired.high:+.3f})" if math.isfinite(paired.low) else "(one seed)"
+    return f"{paired.difference:+.3f} {ends}"
 
 
 def _mean(values: Sequence[float]) -> str:
