@@ -15,6 +15,7 @@ import torch
 import zarr
 from forked import forked, free_port, lightning_ranks, speak_into
 from mlflow.tracking import MlflowClient
+from tiny_models import write_llama
 
 import atoms
 from atoms.activations.store import ActivationStore
@@ -287,3 +288,24 @@ def test_what_cannot_be_shared_is_said_in_one_line(planted_store, capsys, monkey
         main([*fit_words(planted_store, "--trainer.accelerator=cpu", "--trainer.devices=2"), *words])
     assert stop.value.code == 1
     assert message in capsys.readouterr().err
+
+
+def test_two_processes_tune_as_one_does(tmp_path, text_folder, much_text):
+    """The same blocks in every batch and every measure, so the same curves but for the order of sums."""
+    model = write_llama(tmp_path / "model")
+    corpora = [
+        f"--{name}.corpus={{class_path: TextFiles, init_args: {{paths: [{folder}]}}}}"
+        for name, folder in (("task", text_folder), ("general", much_text))
+    ]
+    words = ["tune", f"--model.name={model}", *corpora, "--budget.fraction=0.3", "--arms=[kappa, lora]"]
+    words += ["--recipe.steps=4", "--recipe.batch_size=4", "--recipe.seeds=1", "--recipe.learning_rates=[1e-2]"]
+    words += ["--recipe.extensions=0", "--context=16", "--tracking_uri=none", "--general.max_tokens=200"]
+    one = atoms_in(tmp_path / "one", *words)
+    two = atoms_in(tmp_path / "two", *words, *TWO)
+    found = [json.loads((tmp_path / name / "tune" / "tune.json").read_text())["runs"] for name in ("one", "two")]
+    for arm in ("kappa", "lora"):
+        (ours,), (theirs,) = (runs[arm] for runs in found)
+        assert ours["chosen"] == theirs["chosen"]
+        for name, losses in ours["curve"]["losses"].items():
+            assert losses == pytest.approx(theirs["curve"]["losses"][name], rel=1e-4), name
+    assert one.count("arm      ") == two.count("arm      ") == 2

@@ -7,7 +7,17 @@ from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import Whitespace
 from tokenizers.processors import TemplateProcessing
-from transformers import BertConfig, BertModel, GPT2Config, GPT2Model, PreTrainedTokenizerFast
+from transformers import (
+    BertConfig,
+    BertModel,
+    GPT2Config,
+    GPT2Model,
+    LlamaConfig,
+    LlamaForCausalLM,
+    OlmoeConfig,
+    OlmoeForCausalLM,
+    PreTrainedTokenizerFast,
+)
 
 WORDS = [f"w{i}" for i in range(200)]
 
@@ -49,6 +59,31 @@ def write_gpt2(folder: Path) -> Path:
     )  # fmt: skip
     GPT2Model(config).save_pretrained(folder)
     write_tokenizer(folder)
+    return folder
+
+
+def write_llama(folder: Path, seed: int = 0) -> Path:
+    """A causal Llama of two blocks and width 16 with an output embedding of its own."""
+    torch.manual_seed(seed)
+    config = LlamaConfig(
+        vocab_size=len(WORDS) + 5, hidden_size=16, intermediate_size=32, num_hidden_layers=2, num_attention_heads=2,
+        num_key_value_heads=2, max_position_embeddings=64, bos_token_id=1, eos_token_id=0, pad_token_id=0,
+    )  # fmt: skip
+    LlamaForCausalLM(config).save_pretrained(folder)
+    write_tokenizer(folder, "bos")
+    return folder
+
+
+def write_experts(folder: Path, dtype: torch.dtype = torch.float32) -> Path:
+    """A causal OLMoE of one block, width 16 and four experts."""
+    torch.manual_seed(0)
+    config = OlmoeConfig(
+        vocab_size=len(WORDS) + 5, hidden_size=16, intermediate_size=24, num_hidden_layers=1, num_attention_heads=2,
+        num_key_value_heads=2, num_experts=4, num_experts_per_tok=2, max_position_embeddings=64, bos_token_id=1,
+        eos_token_id=0, pad_token_id=0,
+    )  # fmt: skip
+    OlmoeForCausalLM(config).to(dtype).save_pretrained(folder)
+    write_tokenizer(folder, "bos")
     return folder
 
 

@@ -1,0 +1,166 @@
+"""KappaTune as a callback: only the chosen tensors move, and the choice belongs to its weights."""
+
+import json
+
+import lightning as L
+import pytest
+import torch
+from tiny_models import write_experts
+from torch import nn
+from torch.utils.data import DataLoader, TensorDataset
+from transformers import AutoModelForCausalLM
+
+from atoms.conditioning import Budget, candidates_of, select, survey, weights_of
+from atoms.errors import AtomsError
+from atoms.tuning import KappaTune
+from atoms.tuning.language_model import CausalLM, batches
+from atoms.tuning.text import Blocks
+
+
+class Net(L.LightningModule):
+    """Three linear layers, an embedding nobody chooses, a norm, and an optimizer over what requires gradients."""
+
+    def __init__(self, seed=0):
+        super().__init__()
+        torch.manual_seed(seed)
+        self.embed = nn.Embedding(10, 8)
+        self.layers = nn.Sequential(nn.Linear(8, 32), nn.Tanh(), nn.Linear(32, 8), nn.LayerNorm(8), nn.Linear(8, 8))
+
+    def training_step(self, batch, batch_idx):
+        (ids,) = batch
+        return self.layers(self.embed(ids)).square().mean()
+
+    def configure_optimizers(self):
+        self.given = [parameter for parameter in self.parameters() if parameter.requires_grad]
+        return torch.optim.Adam(self.given, lr=0.1)
+
+
+def fit(net, *callbacks, steps=2, **settings):
+    data = DataLoader(TensorDataset(torch.arange(10)), batch_size=10)
+    chosen = {"accelerator": "cpu", "devices": 1, "logger": False, "enable_progress_bar": False, **settings}
+    trainer = L.Trainer(
+        max_steps=steps, enable_model_summary=False, callbacks=list(callbacks),
+        **{"enable_checkpointing": False, **chosen},
+    )  # fmt: skip
+    trainer.fit(net, data, **({"ckpt_path": settings_ckpt} if (settings_ckpt := fit.ckpt) else {}))
+    return trainer
+
+
+fit.ckpt = None
+
+
+def moved(net, before):
+    return {name for name, value in net.state_dict().items() if not torch.equal(value, before[name])}
+
+
+def state(net):
+    return {name: value.clone() for name, value in net.state_dict().items()}
+
+
+def by_kappa(net):
+    found = [each for each in candidates_of(survey(weights_of(net))) if each.kind == "linear"]
+    return [each.name for each in sorted(found, key=lambda each: each.kappa)]
+
+
+@pytest.mark.parametrize(
+    ("settings", "places"),
+    [
+        ({"count": 1}, [0]),
+        ({"count": 2}, [0, 1]),
+        ({"fraction": 0.4}, [0]),
+        ({"count": 1, "order": "reversed"}, [2]),
+        ({"count": 3}, [0, 1, 2]),
+        ({"count": 9}, [0, 1, 2]),
+    ],
+)
+def test_nothing_but_the_chosen_tensors_moves(settings, places):
+    net = Net()
+    expected = {by_kappa(net)[place] for place in places}
+    before = state(net)
+    callback = KappaTune(**settings)
+    fit(net, callback)
+    assert moved(net, before) == expected == set(callback.selection.names)
+    assert {id(each) for each in net.given} == {id(net.get_parameter(name)) for name in expected}
+
+
+def test_parameters_names_and_embeddings_bound_the_choice():
+    net = Net()
+    callback = KappaTune(parameters=64, exclude=["layers.0.*"])
+    fit(net, callback)
+    assert callback.selection.names == ["layers.4.weight"]
+    everything = KappaTune(fraction=1.0, embeddings=True, include=["embed.*"])
+    fit(Net(), everything)
+    assert everything.selection.names == ["embed.weight"]
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        ({}, "the budget sets nothing: give one of count, fraction and parameters"),
+        ({"count": 1, "fraction": 0.5}, "the budget sets count and fraction"),
+        ({"count": 0}, "count is 0"),
+        ({"count": 1, "include": ["nothing*"]}, r"no tensor of 4 may be chosen \(include=\['nothing\*'\]"),
+        ({"parameters": 5}, "parameters is 5, and the smallest tensor has 64"),
+        ({"count": 1, "max_dim": 4}, "only a bound is known: raise max_dim"),
+        ({"count": 1, "selection": "choice.json"}, "selection is set beside a budget"),
+        ({"selection": "choice.json"}, "choice.json cannot be read"),
+    ],
+)
+def test_budgets_that_select_nothing(settings, said):
+    with pytest.raises(AtomsError, match=said):
+        fit(Net(), KappaTune(**settings))
+
+
+def test_a_choice_made_before_is_held_to_its_weights(tmp_path):
+    net = Net()
+    chosen = select(candidates_of(survey(weights_of(net))), Budget(count=2))
+    file = tmp_path / "choice.json"
+    file.write_text(json.dumps(chosen.to_json()))
+    before = state(net)
+    fit(net, KappaTune(selection=str(file)))
+    assert moved(net, before) == set(chosen.names)
+    with pytest.raises(AtomsError, match=f"{chosen.names[0]} was chosen by other weights than this model has"):
+        fit(Net(seed=1), KappaTune(selection=file))
+
+
+def test_a_fit_goes_on_with_the_choice_of_its_checkpoint(tmp_path, monkeypatch):
+    whole = Net()
+    fit(whole, KappaTune(count=2), steps=4)
+    first = Net()
+    trainer = fit(first, KappaTune(count=2), steps=2)
+    trainer.save_checkpoint(tmp_path / "half.ckpt")
+    stored = torch.load(tmp_path / "half.ckpt", weights_only=True)["callbacks"]["KappaTune"]["selection"]
+    assert [each["name"] for each in stored["chosen"]] == by_kappa(Net())[:2]
+
+    monkeypatch.setattr(fit, "ckpt", tmp_path / "half.ckpt")
+    again = Net()
+    fit(again, KappaTune(count=2), steps=4)
+    assert all(torch.equal(value, again.state_dict()[name]) for name, value in whole.state_dict().items())
+    with pytest.raises(AtomsError, match="the checkpoint trains tensors chosen from other weights or by other settings"):
+        fit(Net(seed=1), KappaTune(count=2), steps=4)
+    with pytest.raises(AtomsError, match=f"first: {by_kappa(Net())[1]}"):
+        fit(Net(), KappaTune(count=1), steps=4)
+
+
+def test_experts_of_sixteen_bits_are_trained_in_thirty_two(tmp_path):
+    model = AutoModelForCausalLM.from_pretrained(write_experts(tmp_path / "m", torch.bfloat16), dtype="bfloat16")
+    model.train()
+    module = CausalLM(model, 1e-2)
+    before = state(module)
+    callback = KappaTune(count=1, include=["*experts*"], submodule="model")
+    ids = torch.randint(3, 200, (4, 12), generator=torch.Generator().manual_seed(0))
+
+    def run(precision):
+        trainer = L.Trainer(
+            max_steps=1, accelerator="cpu", devices=1, precision=precision, logger=False, callbacks=[callback],
+            enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False,
+        )  # fmt: skip
+        trainer.fit(module, batches(Blocks(ids, ids), 2, 1, 0))
+
+    with pytest.raises(AtomsError, match="is bfloat16 and trained in float32, which precision 32-true cannot mix"):
+        run("32-true")
+    run("bf16-mixed")
+    (name,) = callback.selection.names
+    assert name.startswith("model.layers.0.mlp.experts.")  # as the model names it, not as the module around it does
+    assert module.get_parameter(f"model.{name}").dtype == torch.float32
+    assert moved(module, before) == {f"model.{name}"}

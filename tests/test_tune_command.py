@@ -1,0 +1,155 @@
+"""``atoms tune`` as its users call it."""
+
+import csv
+import json
+from pathlib import Path
+
+import pytest
+import yaml
+from tiny_models import write_experts, write_llama, write_text
+
+from atoms.cli import main
+from atoms.tuning.arms import ARMS
+
+CONFIGS = Path(__file__).parent.parent / "configs" / "tune"
+QUICK = ["--recipe.steps=3", "--recipe.batch_size=4", "--recipe.points=2", "--recipe.eval_tokens=128", "--context=16"]
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
+    """A model and two corpora."""
+    folder = tmp_path_factory.mktemp("made")
+    for name in ("llama", "experts", "task", "general"):
+        (folder / name).mkdir()
+    write_llama(folder / "llama")
+    write_experts(folder / "experts")
+    write_text(folder / "general", 12)
+    for number in range(40):
+        (folder / "task" / f"{number}.txt").write_text(" ".join(f"w{(number * k * k + k) % 23}" for k in range(30)))
+    return folder
+
+
+def words(made, *more, model="llama"):
+    corpora = [
+        f"--{name}.corpus={{class_path: TextFiles, init_args: {{paths: [{made / name}]}}}}"
+        for name in ("task", "general")
+    ]
+    return ["tune", f"--model.name={made / model}", *corpora, "--trainer.accelerator=cpu", *QUICK, *more]
+
+
+def said(capsys):
+    return capsys.readouterr().err.strip().splitlines()[-1]
+
+
+def test_an_experiment_from_its_settings_to_its_runs(made, database, capsys):
+    asked = ["--budget.fraction=0.3", "--budget.adapted=0.5", "--recipe.learning_rates=[1e-3, 1e-2]"]
+    asked += ["--recipe.seeds=2", "--recipe.extensions=1", "--keep_models=true", "--arms=[full, lora, kappa, random]"]
+    main(words(made, *asked))
+    out, err = capsys.readouterr()
+    for line in ("text     tokens: train", "arm      kappa: ", "cost     16 runs of 3 steps", "memory   "):
+        assert line in out
+    assert "forgetting at equal training loss" in " ".join(out.split())
+    assert "kappa - lora" in out
+    assert not err.strip() or "tune:" in err
+
+    found = json.loads(Path("tune/tune.json").read_text())
+    assert set(found["runs"]) == {"full", "lora", "kappa", "random"}
+    assert all([run["seed"] for run in runs] == [1, 2] for runs in found["runs"].values())
+    assert all(3 <= len(runs) <= 4 for runs in found["searched"].values())  # the best of two is always at an end
+    start = {name: runs[0]["curve"]["losses"]["general"][0] for name, runs in found["runs"].items()}
+    assert len(set(start.values())) == 1
+    trained = {name: runs[0]["trained"] for name, runs in found["runs"].items()}
+    assert trained["full"] > 3 * trained["kappa"]
+    assert trained["lora"] == pytest.approx(trained["kappa"], rel=0.2)
+    assert {(each["axis"], each["depth"]) for each in found["compared"]} <= {
+        (axis, depth) for axis in ("train", "test") for depth in (0.5, 1.0)
+    }
+    rows = list(csv.DictReader(Path("tune/curves.csv").read_text().splitlines()))
+    assert {row["stage"] for row in rows} == {"search", "run"}
+    assert all(bool(row["general_loss"]) == (row["stage"] == "run") for row in rows)
+    assert {file.name for file in Path("tune/figures").iterdir()} == {
+        "curves.png", "forgetting.png", "differences.png", "learning_rates.png",
+    }  # fmt: skip
+    assert {folder.name for folder in Path("tune/models").iterdir()} == set(found["runs"])
+
+    (experiment,) = database.search_experiments(filter_string="name = 'tune'")
+    runs = database.search_runs([experiment.experiment_id], max_results=100)
+    (parent,) = (run for run in runs if "mlflow.parentRunId" not in run.data.tags)
+    children = [run for run in runs if run.data.tags.get("mlflow.parentRunId") == parent.info.run_id]
+    assert len(children) == len(runs) - 1 == sum(map(len, [*found["runs"].values(), *found["searched"].values()]))
+    assert parent.data.metrics["tune/kappa/forgetting"] == pytest.approx(found["numbers"]["kappa/forgetting"])
+    child = next(run for run in children if run.data.tags["mlflow.runName"].endswith("seed 1"))
+    history = database.get_metric_history(child.info.run_id, "tune/general")
+    assert [point.step for point in history] == [0, 128, 192]
+    assert {file.path for file in database.list_artifacts(parent.info.run_id)} >= {"tune.json", "curves.csv", "figures"}
+
+    # A second call finds every run, and another experiment finds no room.
+    main(words(made, *asked, "--tracking_uri=none"))
+    assert json.loads(Path("tune/tune.json").read_text())["runs"] == found["runs"]
+    with pytest.raises(SystemExit):
+        main(words(made, *asked, "--context=12", "--tracking_uri=none"))
+    assert "output is tune, which holds another experiment" in said(capsys)
+
+
+@pytest.mark.parametrize(
+    ("changes", "line"),
+    [
+        (["--budget.fraction=0.3", "--arms=[kappa, nothing]"], "arms names 'nothing': there are full, lora, kappa"),
+        (["--budget.fraction=0.3", "--arms=[]"], "arms is empty"),
+        (["--budget.fraction=0.3", "--references=[all]"], "references names 'all'"),
+        (["--budget.fraction=0.3", "--context=1000"], "context is 1000: give at least 2 and at most 63"),
+        (["--budget.fraction=0.3", "--context=1"], "context is 1: give at least 2"),
+        (["--budget.parameters=3"], "budget: parameters is 3, and the smallest tensor has 256"),
+        (["--budget.parameters=3", "--budget.fraction=0.1"], "give one of budget.parameters and budget.fraction"),
+        ([], "budget: give one of budget.parameters and budget.fraction"),
+        (["--budget.fraction=0.3", "--budget.include=[nothing]", "--arms=[kappa]"], "budget: no tensor of 16 may be"),
+        (["--budget.fraction=0.3", "--task.corpus.paths=[nowhere]"], "task.corpus.paths: no .txt file matches"),
+        (["--budget.fraction=0.3", "--recipe.steps=0"], "recipe.steps is 0: give at least 1"),
+        (["--budget.fraction=0.3", "--model.name=nowhere/at/all"], "model.name='nowhere/at/all' is not a folder"),
+        (["--budget.fraction=0.3", "--trainer.accelerator=cuda", "--arms=[kappa]"], "trainer: "),
+    ],
+)
+def test_what_cannot_be_asked(changes, line, made, capsys):
+    with pytest.raises(SystemExit) as stop:
+        main(words(made, "--arms=[kappa]", *changes, "--tracking_uri=none"))
+    assert stop.value.code == 1
+    assert line in said(capsys)
+    assert not Path("tune").exists()
+
+
+@pytest.mark.parametrize("left_out", ["model", "task", "general"])
+def test_settings_that_are_missing(left_out, made, capsys):
+    kept = [word for word in words(made, "--budget.fraction=0.3") if not word.startswith(f"--{left_out}.")]
+    with pytest.raises(SystemExit) as stop:
+        main(kept)
+    assert stop.value.code == 1
+    assert left_out in said(capsys)
+
+
+def test_a_model_without_a_causal_head(made, tiny_bert, tiny_gpt2, capsys):
+    for folder, kind in ((tiny_bert, "BertModel"), (tiny_gpt2, "GPT2Model")):
+        with pytest.raises(SystemExit):
+            main(words(made, f"--model.name={folder}", "--budget.fraction=0.3", "--tracking_uri=none"))
+        assert f"model.name='{folder}' has no causal head ({kind}), so it predicts no next token" in said(capsys)
+
+
+def test_adapters_without_peft(made, monkeypatch, capsys):
+    monkeypatch.setattr("atoms.tuning.adapters.importlib.util.find_spec", lambda name: None)
+    with pytest.raises(SystemExit):
+        main(words(made, "--budget.fraction=0.3", "--arms=[lora]", "--tracking_uri=none"))
+    assert "arms with adapters need peft: pip install 'atoms[tune]'" in said(capsys)
+
+
+@pytest.mark.parametrize("name", [file.stem for file in CONFIGS.glob("*.yaml")])
+def test_configs_run_on_a_tiny_model(name, made, capsys):
+    """All settings as they are but model, text and length."""
+    written = yaml.safe_load((CONFIGS / f"{name}.yaml").read_text())
+    assert set(written["arms"]) <= set(ARMS)
+    config = [f"--config={CONFIGS / name}.yaml"]
+    small = ["--recipe.seeds=1", "--recipe.learning_rates=[1e-2]", "--recipe.extensions=0", "--recipe.warmup=0"]
+    model = "experts" if name == "olmoe" else "llama"
+    corpora = words(made, *small, "--budget.fraction=0.3", "--budget.adapted=0.5", "--general.share=0.5", model=model)
+    main([corpora[0], *config, *corpora[1:], "--tracking_uri=none", "--output=found"])
+    out = capsys.readouterr().out
+    assert all(f"arm      {arm}: " in out for arm in written["arms"])
+    assert set(json.loads(Path("found/tune.json").read_text())["runs"]) == set(written["arms"])

@@ -1,0 +1,122 @@
+"""Forgetting at equal loss: where curves cross a level, and what differences over seeds say."""
+
+import math
+
+import numpy as np
+import pytest
+import scipy.stats
+from hypothesis import given
+from hypothesis import strategies as st
+
+from atoms.tuning.comparison import DEPTHS, common_level, compare, comparisons, forgetting_at, interval
+from atoms.tuning.curves import Curve
+
+
+def curve(loss, general, axis="train"):
+    points = list(range(len(loss)))
+    other = "test" if axis == "train" else "train"
+    return Curve(points, points, {axis: list(loss), other: list(loss), "val": list(loss), "general": list(general)})
+
+
+DOWN = curve([4.0, 3.0, 2.0], [1.0, 1.2, 1.8])
+
+
+@pytest.mark.parametrize(
+    ("level", "forgotten"), [(4.0, 0.0), (3.5, 0.1), (3.0, 0.2), (2.25, 0.65), (2.0, 0.8), (5.0, 0.0)]
+)
+def test_forgetting_is_interpolated_on_the_way_down(level, forgotten):
+    assert forgetting_at(DOWN, "train", level) == pytest.approx(forgotten)
+
+
+def test_a_loss_that_is_never_reached_has_no_forgetting():
+    assert math.isnan(forgetting_at(DOWN, "train", 1.9))
+
+
+def test_the_first_crossing_counts_where_a_loss_rises_again():
+    risen = curve([4.0, 2.0, 3.0, 1.0], [1.0, 1.5, 2.0, 3.0])
+    assert forgetting_at(risen, "train", 2.5) == pytest.approx(0.375)
+
+
+def test_the_common_level_is_what_the_slower_one_reaches():
+    slow = curve([4.0, 3.6, 3.2], [1.0, 1.0, 1.0])
+    assert common_level([DOWN, slow], "train", 1.0) == pytest.approx(3.2)
+    assert common_level([DOWN, slow], "train", 0.5) == pytest.approx(3.6)
+
+
+def test_a_fast_learner_is_not_charged_for_how_far_it_went():
+    """Two arms on one curve of forgetting over loss: no difference, although one ends far lower."""
+    fast = curve([4.0, 3.0, 2.0, 1.0], [1.0, 1.5, 2.0, 2.5])
+    slow = curve([4.0, 3.5, 3.0], [1.0, 1.25, 1.5])
+    found = compare("a", "b", {"a": {1: fast}, "b": {1: slow}}, "train", 1.0)
+    assert found.level == 3.0
+    assert found.difference == pytest.approx(0)
+    assert (found.seeds, math.isnan(found.low), found.verdict) == (1, True, "not told apart")
+
+
+def test_only_shared_seeds_are_paired():
+    runs = {"a": {1: DOWN, 2: DOWN, 9: curve([4, 1], [1, 9])}, "b": {1: DOWN, 2: DOWN, 7: curve([4, 1], [1, 9])}}
+    found = compare("a", "b", runs, "test", 1.0)
+    assert (found.seeds, found.difference, found.level) == (2, 0.0, 2.0)
+    assert compare("a", "b", {"a": {1: DOWN}, "b": {2: DOWN}}, "test", 1.0) is None
+
+
+def test_an_arm_that_never_learns_is_compared_with_nothing():
+    assert compare("a", "b", {"a": {1: DOWN}, "b": {1: curve([4.0, 4.1], [1, 1])}}, "train", 1.0) is None
+
+
+@pytest.mark.parametrize("where", [1, 2])
+def test_a_diverged_run_neither_wins_nor_ends_the_comparison(where):
+    """A run whose losses turn to NaN counts as far as it got."""
+    losses, general = [4.0, 3.0, 2.0], [1.0, 1.2, 1.8]
+    losses[where:] = general[where:] = [math.nan] * (3 - where)
+    found = compare("a", "b", {"a": {1: curve(losses, general)}, "b": {1: DOWN}}, "train", 1.0)
+    if where == 1:
+        assert found is None
+    else:
+        assert found.level == 3.0
+        assert found.difference == pytest.approx(0)
+
+
+@given(st.lists(st.floats(-1, 1), min_size=2, max_size=8))
+def test_intervals_are_those_of_a_paired_t_test(values):
+    mean, low, high = interval(np.array(values))
+    if np.std(values) > 1e-6:
+        expected = scipy.stats.ttest_1samp(values, 0).confidence_interval(0.95)
+        assert (low, high) == pytest.approx((expected.low, expected.high))
+    assert low <= mean <= high
+
+
+@given(st.lists(st.tuples(st.floats(0, 2), st.floats(0, 2)), min_size=2, max_size=5), st.floats(-3, 3))
+def test_differences_change_their_sign_with_the_order_and_not_with_the_start(ends, shift):
+    runs = {
+        name: {seed: curve([4, 3], [1, 1 + pair[side]]) for seed, pair in enumerate(ends)}
+        for side, name in enumerate("ab")
+    }
+    there, back = compare("a", "b", runs, "train", 1.0), compare("b", "a", runs, "train", 1.0)
+    assert there.difference == pytest.approx(-back.difference)
+    assert (there.low, there.high) == pytest.approx((-back.high, -back.low))
+    moved = {
+        name: {
+            seed: curve(each.losses["train"], [value + shift for value in each.losses["general"]])
+            for seed, each in group.items()
+        }
+        for name, group in runs.items()
+    }
+    assert compare("a", "b", moved, "train", 1.0).difference == pytest.approx(there.difference, abs=1e-9)
+
+
+def test_verdicts():
+    less = {seed: curve([4, 3], [1, 1.1 + seed / 1000]) for seed in range(5)}
+    more = {seed: curve([4, 3], [1, 1.9 - seed / 700]) for seed in range(5)}
+    runs = {"a": less, "b": more}
+    assert compare("a", "b", runs, "train", 1.0).verdict == "forgets less"
+    assert compare("b", "a", runs, "train", 1.0).verdict == "forgets more"
+    assert compare("a", "a", runs, "train", 1.0).verdict == "not told apart"
+
+
+def test_every_arm_meets_every_reference_once():
+    runs = {name: {1: DOWN, 2: DOWN} for name in ("full", "lora", "kappa")}
+    found = comparisons(runs, ["full", "lora", "random"])
+    pairs = [(each.arm, each.reference) for each in found]
+    assert set(pairs) == {("lora", "full"), ("kappa", "full"), ("kappa", "lora")}
+    assert len(pairs) == 3 * 2 * len(DEPTHS)
