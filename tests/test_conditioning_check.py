@@ -16,11 +16,11 @@ from atoms.checks.check import Subject
 from atoms.checks.claim import Section, Verdict
 from atoms.checks.conditioning import MATRICES, Conditioning
 from atoms.checks.isometry import IsometryCheck
-from atoms.conditioning.random_spectrum import random_spectrum
 from atoms.checks.separability import SeparabilityCheck
 from atoms.checks.settings import CheckSettings
 from atoms.checks.support_condition import SupportCondition
 from atoms.conditioning import effective_rank, entropy_loss, shape_null, spectrum
+from atoms.conditioning.random_spectrum import random_spectrum
 from atoms.errors import AtomsError
 from atoms.geometry import AtomicInnerProduct, Moments
 from atoms.sae import ThresholdSAE

@@ -67,9 +67,9 @@ def test_experts_are_parameters_and_linear_maps_modules(tmp_path):
         "target_modules": [f"model.layers.0.self_attn.{part}_proj" for part in "qkvo"],
         "target_parameters": [f"model.layers.0.mlp.experts.{part}_proj" for part in ("gate_up", "down")],
     }
-    assert {name.rpartition(".")[2] for name in targets_of(gpt2(tmp_path), adaptable(gpt2(tmp_path)))["target_modules"]} == {
-        "c_attn", "c_proj", "c_fc",
-    }  # fmt: skip
+    turned = gpt2(tmp_path)
+    modules = targets_of(turned, adaptable(turned))["target_modules"]
+    assert {name.rpartition(".")[2] for name in modules} == {"c_attn", "c_proj", "c_fc"}
 
 
 @pytest.mark.parametrize("seed", range(3))
@@ -88,7 +88,7 @@ def test_kappa_lora_takes_what_peft_takes(seed, share, tmp_path):
 def test_arms_train_what_they_say(make, name, tmp_path):
     model = make(tmp_path)
     found = surveyed(model)
-    share = Share(fraction=0.3, adapted=0.5)
+    share = Share(fraction=0.25, adapted=0.5)
     planned = plan(ARMS[name], model, found, share, 1)
     wanted = share.of(found)
     wrapped = planned.apply(model)
