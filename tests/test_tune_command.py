@@ -133,6 +133,17 @@ def test_a_model_without_a_causal_head(made, tiny_bert, tiny_gpt2, capsys):
         assert f"model.name='{folder}' has no causal head ({kind}), so it predicts no next token" in said(capsys)
 
 
+def test_rates_at_which_an_arm_diverges(made, database, capsys):
+    with pytest.raises(SystemExit):
+        main(
+            words(made, "--budget.fraction=0.3", "--arms=[full]", "--recipe.learning_rates=[1e30]", "--recipe.clip=0")
+        )
+    assert "full diverges at every rate: set recipe.learning_rates lower" in said(capsys)
+    (experiment,) = database.search_experiments(filter_string="name = 'tune'")
+    (run,) = database.search_runs([experiment.experiment_id])
+    assert run.info.status == "FAILED"
+
+
 def test_adapters_without_peft(made, monkeypatch, capsys):
     monkeypatch.setattr("atoms.tuning.adapters.importlib.util.find_spec", lambda name: None)
     with pytest.raises(SystemExit):

@@ -73,7 +73,7 @@ def test_the_rate_is_that_of_the_lowest_validation_loss_on_the_way():
         replace(given([4.0, 3.0, 3.9]), lr=3.0),
     ]
     assert best_of(runs).lr == 1.0
-    assert given([math.nan, math.nan]).best == math.inf
+    assert given([4.0, math.nan, math.nan]).best == math.inf
 
 
 @pytest.mark.parametrize(
@@ -89,7 +89,7 @@ def test_the_rate_is_that_of_the_lowest_validation_loss_on_the_way():
 def test_the_search_goes_on_past_an_end_where_the_best_lies_there(best, tried, bench, monkeypatch):
     def pretended(bench, arm, lr, seed):
         assert seed == 0
-        return replace(given([abs(math.log(lr / best))]), lr=lr)
+        return replace(given([9.0, abs(math.log(lr / best))]), lr=lr)
 
     monkeypatch.setattr(experiment, "run", pretended)
     found = search(replace(bench, recipe=replace(RECIPE, learning_rates=[1e-3, 1e-2, 1e-1])), ARMS["kappa"])

@@ -171,6 +171,11 @@ def _load(kind: type[AutoModel | AutoModelForCausalLM], resolved: ResolvedModel)
                 resolved.path, config=deepcopy(resolved.config), dtype=resolved.dtype, use_safetensors=True,
                 output_loading_info=True, **placed, **_source(resolved),
             )  # fmt: skip
+    except ImportError as error:  # of what quantised the weights
+        raise AtomsError(
+            f"data.harvest.model.name={resolved.path!r}: cannot load weights ({_first_line(error)}): install it, or "
+            "name the checkpoint that was quantised"
+        ) from error
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         raise AtomsError(
             f"data.harvest.model.name={resolved.path!r}: cannot load weights ({_first_line(error)})"

@@ -1,5 +1,6 @@
 """``atoms tune``: what fine-tuning recipes learn and what they forget, at equal loss."""
 
+import contextlib
 import io
 import json
 import sys
@@ -8,6 +9,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
+import torch
 from jsonargparse import ActionConfigFile  # type: ignore[attr-defined]
 from rich.console import Console
 from torch import nn
@@ -32,6 +34,7 @@ from atoms.processes import leave_at_exit
 from atoms.progress import Meter, duration, size
 from atoms.training.certificate_log import NOWHERE
 from atoms.training.mlflow_logger import AtomsMLFlowLogger, child_run
+from atoms.training.outbox import short
 from atoms.tuning import experiment
 from atoms.tuning.adapters import require_peft
 from atoms.tuning.arms import ARMS, Plan, Share, plan
@@ -40,7 +43,7 @@ from atoms.tuning.curves import LOSSES, mean_loss
 from atoms.tuning.experiment import ASKED_IN_SEARCH, Bench, Recipe, Run, best_of, claim, make_trainer, search
 from atoms.tuning.figures import draw
 from atoms.tuning.language_model import CausalLM
-from atoms.tuning.record import Found, csv_rows, numbers, screen, to_json
+from atoms.tuning.record import Found, csv_rows, notes, numbers, screen, to_json
 from atoms.tuning.text import GeneralText, TaskText, Text, read_text
 
 FILE = "tune.json"
@@ -121,14 +124,34 @@ def tune(built: Any) -> Found:
     if first:
         _say_cost(built, bench, plans, total, seconds)
     logged = _Log(built, bench) if first else None
+    try:
+        searched, runs = _run_all(bench, arms, Meter("tune", total, enabled=first), logged)
+    except BaseException:
+        if logged:
+            logged.failed()
+        raise
+    start = {name: values[0] for name, values in runs[arms[0]][0].curve.losses.items()}  # all runs begin alike
+    curves = {arm: {each.seed: each.curve for each in group} for arm, group in runs.items()}
+    title = f"{Path(built.model.name).name} on {type(built.task.corpus).__name__}"
+    found = Found(title, start, searched, runs, comparisons(curves, built.references))
+    if first:
+        _leave(found, built, bench, logged)
+    return found
+
+
+def _run_all(
+    bench: Bench, arms: list[str], meter: Meter, logged: "_Log | None"
+) -> tuple[dict[str, list[Run]], dict[str, list[Run]]]:
+    """Runs at the rates that were tried, and at the rate that was taken, by arm."""
+    recipe = bench.recipe
+    doing = ""
+    meter.note = lambda: doing
     searched: dict[str, list[Run]] = {}
     runs: dict[str, list[Run]] = {}
-    doing = [""]
-    meter = Meter("tune", total, enabled=first, note=lambda: doing[0])
     with meter:
         bench = replace(bench, said=meter.advance)
         for name in arms:
-            doing[0] = f"{name}: rates"
+            doing = f"{name}: rates"
             searched[name] = search(bench, ARMS[name])
             taken = best_of(searched[name])
             if taken.best == float("inf"):
@@ -137,17 +160,11 @@ def tune(built: Any) -> Found:
             meter.total += more * recipe.steps * bench.tokens_per_step
             runs[name] = []
             for seed in range(1, recipe.seeds + 1):
-                doing[0] = f"{name}: seed {seed}"
+                doing = f"{name}: seed {seed}"
                 runs[name].append(experiment.run(bench, ARMS[name], taken.lr, seed))
             if logged:
                 logged.runs(searched[name], runs[name])
-    start = {name: values[0] for name, values in runs[arms[0]][0].curve.losses.items()}  # all runs begin alike
-    curves = {arm: {each.seed: each.curve for each in group} for arm, group in runs.items()}
-    title = f"{Path(built.model.name).name} on {type(built.task.corpus).__name__}"
-    found = Found(title, start, searched, runs, comparisons(curves, built.references))
-    if first:
-        _leave(found, built, bench, logged)
-    return found
+    return searched, runs
 
 
 def _arms(built: Any) -> list[str]:
@@ -165,6 +182,15 @@ def _arms(built: Any) -> list[str]:
 
 def _prepare(built: Any, arms: list[str]) -> tuple[Bench, list[Plan], float]:
     """Everything that all runs share, what each arm trains, and the seconds that a forward takes for a token."""
+    trainer = make_trainer(built.trainer.as_dict(), [])
+    if built.recipe.batch_size % trainer.world_size:
+        raise AtomsError(
+            f"recipe.batch_size is {built.recipe.batch_size}: give a multiple of the {trainer.world_size} processes"
+        )
+    if built.model.device_map is not None:
+        raise AtomsError(
+            f"model.device_map is {built.model.device_map}: a model is tuned where trainer says; leave it out"
+        )
     resolved = resolve(built.model)
     require_causal(resolved.config, built.model.name)
     tokenizer = load_tokenizer(resolved)
@@ -178,11 +204,13 @@ def _prepare(built: Any, arms: list[str]) -> tuple[Bench, list[Plan], float]:
         for note in text.notes:
             print(f"note     {printable(note)}")
     model: nn.Module = load_causal_model(resolved)
-    device = make_trainer(built.trainer.as_dict(), []).strategy.root_device
+    _require_mixed(model, trainer.precision)
+    device = trainer.strategy.root_device
     seconds = _seconds_a_token(model.to(device), text, built.recipe.batch_size)
     weights = weights_of(model)
     with Meter("survey", len(weights), "tensors", enabled=is_first_rank()) as meter:
-        candidates = candidates_of(survey(weights, built.max_dim, device=device, done=lambda _: meter.advance(1)))
+        at = torch.device("cpu") if device.type == "mps" else device  # no float64 there
+        candidates = candidates_of(survey(weights, built.max_dim, device=at, done=lambda _: meter.advance(1)))
     model.to("cpu")
     bench = Bench(
         resolved,
@@ -198,6 +226,17 @@ def _prepare(built: Any, arms: list[str]) -> tuple[Bench, list[Plan], float]:
     if is_first_rank():
         _say_plans(plans, built.budget.of(candidates), text)
     return bench, plans, seconds
+
+
+def _require_mixed(model: nn.Module, precision: str) -> None:
+    """Refuse what would be found when the first tensors are trained, hours later."""
+    kinds = {each.dtype for each in model.parameters() if each.is_floating_point() and each.element_size() < 4}
+    if kinds and not precision.endswith("-mixed"):
+        said = " and ".join(sorted(str(kind).removeprefix("torch.") for kind in kinds))
+        raise AtomsError(
+            f"trainer.precision is {precision} and the model in {said}: what is trained is held in float32, so set "
+            "trainer.precision to bf16-mixed, or model.dtype to float32"
+        )
 
 
 def _seconds_a_token(model: nn.Module, text: Text, batch_size: int) -> float:
@@ -271,9 +310,8 @@ def _leave(found: Found, built: Any, bench: Bench, logged: "_Log | None") -> Non
     if not sys.stdout.isatty():
         console.width = 120
     console.print(screen(found))
-    for arm in found.runs:
-        if found.at_edge(arm):
-            print(f"note     {arm}: the best rate is the last one tried; widen recipe.learning_rates")
+    for note in notes(found, built.references):
+        print(f"note     {note}")
     pictures: dict[str, bytes] = {}
     for name, figure in draw(found).items():
         image = io.BytesIO()
@@ -309,7 +347,7 @@ class _Log:
             flat |= {f"recipe.{key}": value for key, value in asdict(built.recipe).items()}
             flat |= {f"budget.{key}": value for key, value in asdict(built.budget).items()}
             self.parent.log_hyperparams(flat)
-        except AtomsError as error:
+        except Exception as error:  # here and below: hours of training must not end with the database
             self._fail(error)
 
     def runs(self, searched: list[Run], runs: list[Run]) -> None:
@@ -320,7 +358,7 @@ class _Log:
                     return
                 try:
                     self._child(each, stage)
-                except AtomsError as error:
+                except Exception as error:
                     self._fail(error)
 
     def _child(self, each: Run, stage: str) -> None:
@@ -346,9 +384,16 @@ class _Log:
                 self.parent.log_picture(content, name)
             self.parent.finalize("success")
             print(f"logged   run {self.parent.run_id} in {self.parent.tracking_uri}")
-        except AtomsError as error:
+        except Exception as error:
             self._fail(error)
+
+    def failed(self) -> None:
+        """End the run of an experiment that did not come to its end."""
+        if self.parent is not None:
+            with contextlib.suppress(Exception):  # what went wrong is told, and not that
+                self.parent.finalize("failed")
 
     def _fail(self, error: Exception) -> None:
         self.parent = None
-        print(f"note     not logged: {printable(str(error))}", file=sys.stderr)
+        said = str(error) if isinstance(error, AtomsError) else short(error)
+        print(f"note     not logged: {printable(said)}", file=sys.stderr)

@@ -145,6 +145,8 @@ def plan(arm: Arm, model: nn.Module, candidates: Sequence[Candidate], share: Sha
         AtomsError: If nothing can be chosen or adapters cannot be matched.
     """
     wanted = share.of(candidates)
+    if arm.method != "adapters":
+        _require_trainable(arm, model)
     if arm.method == "full":
         return Plan(arm, None, None, trainable(model))
     if arm.method == "tensors":
@@ -159,3 +161,12 @@ def plan(arm: Arm, model: nn.Module, candidates: Sequence[Candidate], share: Sha
         names = selection.names
     rank, trained = matched_rank(model, names, wanted)
     return Plan(arm, selection, rank, trained)
+
+
+def _require_trainable(arm: Arm, model: nn.Module) -> None:
+    packed = next((name for name, each in model.named_parameters() if not each.is_floating_point()), None)
+    if packed is not None:
+        raise AtomsError(
+            f"arms names {arm.name}, which trains weights themselves, and {packed} is quantised: name arms with "
+            "adapters, or the checkpoint that was quantised"
+        )

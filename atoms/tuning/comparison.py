@@ -7,7 +7,7 @@ loss, once of the training text and once of held-out task text, by interpolation
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
@@ -17,6 +17,8 @@ import scipy.stats
 from atoms.tuning.curves import Curve
 
 Axis = Literal["train", "test"]
+AXES: dict[Axis, str] = {"train": "training loss", "test": "held-out task loss"}
+"""Losses at which arms are compared, and what they are called."""
 DEPTHS = (0.5, 1.0)
 """How far down to the lowest loss that both arms reach on every seed a pair is compared."""
 CONFIDENCE = 0.95
@@ -141,6 +143,23 @@ def interval(differences: np.ndarray[Any, Any]) -> tuple[float, float, float]:
     return mean, mean - half, mean + half
 
 
+def pairs_of(arms: Iterable[str], references: Sequence[str]) -> list[tuple[str, str]]:
+    """Every arm with every reference, a pair of references once.
+
+    Args:
+        arms: Arms that were run.
+        references: Arms to compare with; those that were not run are passed over.
+    """
+    run = list(arms)
+    there = [reference for reference in dict.fromkeys(references) if reference in run]
+    return [
+        (arm, reference)
+        for place, reference in enumerate(there)
+        for arm in run
+        if arm != reference and arm not in there[:place]
+    ]
+
+
 def comparisons(runs: Mapping[str, Mapping[int, Curve]], references: Sequence[str]) -> list[Paired]:
     """Every arm against every reference, on both axes and at all `DEPTHS`.
 
@@ -148,13 +167,6 @@ def comparisons(runs: Mapping[str, Mapping[int, Curve]], references: Sequence[st
         runs: Curves by arm and seed.
         references: Arms to compare with; those that were not run are passed over.
     """
-    there = [reference for reference in references if reference in runs]
-    axes: tuple[Axis, ...] = ("train", "test")
-    pairs = [
-        (arm, reference)
-        for place, reference in enumerate(there)
-        for arm in runs
-        if arm != reference and arm not in there[:place]  # a pair of references once
-    ]
-    found = (compare(*pair, runs, axis, depth) for pair in pairs for axis in axes for depth in DEPTHS)
+    pairs = pairs_of(runs, references)
+    found = (compare(*pair, runs, axis, depth) for pair in pairs for axis in AXES for depth in DEPTHS)
     return [paired for paired in found if paired is not None]

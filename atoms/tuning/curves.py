@@ -96,12 +96,12 @@ def mean_loss(module: CausalLM, blocks: Blocks, batch_size: int, trainer: L.Trai
     rank, world = (trainer.global_rank, trainer.world_size) if trainer else (0, 1)
     training = module.training
     module.eval()
-    sums = torch.zeros(2, dtype=torch.float64, device=module.device)
+    sums = torch.zeros(2, dtype=torch.float64)  # of many batches, and here since Apple's devices have no float64
     ids, labels = blocks.ids[rank::world], blocks.labels[rank::world]
     size = max(1, batch_size // world)
     for at in range(0, len(ids), size):
-        sums += module.losses(ids[at : at + size].to(module.device), labels[at : at + size].to(module.device))
+        sums += module.losses(ids[at : at + size].to(module.device), labels[at : at + size].to(module.device)).cpu()
     module.train(training)
     if trainer and world > 1:
-        sums = trainer.strategy.reduce(sums, reduce_op="sum")
+        sums = trainer.strategy.reduce(sums.to(module.device), reduce_op="sum")
     return float(sums[0] / sums[1])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -13,6 +14,8 @@ from typing import Any
 import lightning as L
 import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
+from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy
+from lightning.pytorch.strategies.launchers import _MultiProcessingLauncher
 from lightning.pytorch.utilities import rank_zero_only
 from torch import nn
 
@@ -31,6 +34,7 @@ ASKED_IN_SEARCH = ("val",)
 """Losses that are measured while rates are tried: nothing that is reported is looked at then."""
 _STEP = 10**0.5
 """From one learning rate to the next where the search goes on past the end of the list."""
+_PRECISIONS = ("32-true", "bf16-mixed", "16-mixed")
 
 
 @dataclass(frozen=True)
@@ -65,7 +69,7 @@ class Recipe:
             if getattr(self, name) < 0:
                 raise AtomsError(f"recipe.{name} is {getattr(self, name)}: give 0 or more")
         rates = self.learning_rates
-        if not rates or min(rates) <= 0 or sorted(set(rates)) != rates:
+        if not rates or not all(0 < rate < math.inf for rate in rates) or sorted(set(rates)) != rates:
             raise AtomsError(f"recipe.learning_rates is {rates}: give ascending numbers above 0")
 
     @property
@@ -99,8 +103,13 @@ class Run:
 
     @property
     def best(self) -> float:
-        """Lowest loss on the validation text; infinite where the run diverged at once."""
-        return min((value for value in self.curve.losses["val"] if value == value), default=float("inf"))
+        """Lowest loss on the validation text; infinite where the run diverged."""
+        return math.inf if self.diverged else min(self.curve.losses["val"])
+
+    @property
+    def diverged(self) -> bool:
+        """Whether a loss ceased to be a number, on the way or at the end."""
+        return not all(math.isfinite(value) for values in self.curve.losses.values() for value in values)
 
     def to_json(self) -> dict[str, Any]:
         """Plain values."""
@@ -166,8 +175,8 @@ def search(bench: Bench, arm: Arm, logged: Callable[[Run], None] = lambda _: Non
         try_(lr)
     for up in (True, False):
         for _ in range(recipe.extensions):
-            edge = max(found) if up else min(found)
-            if best_of(list(found.values())).lr != edge:
+            edge, best = max(found) if up else min(found), best_of(list(found.values()))
+            if best.lr != edge or (up and best.diverged):
                 break
             try_(float(f"{edge * _STEP if up else edge / _STEP:.3g}"))
     return [found[lr] for lr in sorted(found)]
@@ -194,7 +203,7 @@ def run(bench: Bench, arm: Arm, lr: float, seed: int) -> Run:
     Raises:
         AtomsError: If the arm cannot be run on this model.
     """
-    file = bench.folder / "runs" / f"{arm.name}-lr{lr:g}-seed{seed}.json"
+    file = bench.folder / "runs" / f"{arm.name}-lr{lr}-seed{seed}.json"
     kept = bench.folder / "models" / arm.name
     keep = bench.keep and seed == 1
     if file.exists() and (kept.exists() or not keep):
@@ -238,11 +247,14 @@ def _save(model: Any, planned: Plan, source: ResolvedModel, folder: Path) -> Non
     partial = folder.with_name(f".{folder.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
     whole = model if planned.rank is None else model.merge_and_unload()
+    # Training took it away.
+    whole.config.use_cache = getattr(source.config, "use_cache", True)
     with quiet_transformers():
         whole.save_pretrained(partial)
     load_tokenizer(source).save_pretrained(partial)
     if planned.selection is not None:
         _write(partial / "selection.json", planned.selection.to_json())
+    shutil.rmtree(folder, ignore_errors=True)  # there where a run was killed right after this, or its file deleted
     partial.rename(folder)
 
 
@@ -255,10 +267,10 @@ def make_trainer(place: dict[str, Any], callbacks: list[L.Callback], **settings:
         settings: What else the trainer is told.
 
     Raises:
-        AtomsError: If there is no such place.
+        AtomsError: If there is no such place, or runs cannot be compared there.
     """
     try:
-        return L.Trainer(
+        trainer = L.Trainer(
             **place,
             callbacks=callbacks,
             logger=False,
@@ -270,6 +282,14 @@ def make_trainer(place: dict[str, Any], callbacks: list[L.Callback], **settings:
         )
     except (MisconfigurationException, ValueError, TypeError) as error:
         raise AtomsError(f"trainer: {printable(str(error))}") from error
+    # Losses are measured by this very object, in these processes; a sharded model could not be asked.
+    spawning = isinstance(trainer.strategy.launcher, _MultiProcessingLauncher)
+    if spawning or not isinstance(trainer.strategy, SingleDeviceStrategy | DDPStrategy):
+        name = place.get("strategy", "auto")
+        raise AtomsError(f"trainer.strategy is {name}, under which atoms does not tune: use ddp, or auto on one device")
+    if trainer.precision not in _PRECISIONS:
+        raise AtomsError(f"trainer.precision is {trainer.precision}: give one of {', '.join(_PRECISIONS)}")
+    return trainer
 
 
 def claim(folder: Path, identity: dict[str, Any]) -> None:

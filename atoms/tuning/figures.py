@@ -9,7 +9,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from atoms.figures import INK, QUIET, canvas, panels, tint
-from atoms.tuning.comparison import DEPTHS
+from atoms.tuning.comparison import AXES, DEPTHS
 from atoms.tuning.curves import Curve
 from atoms.tuning.experiment import Run, best_of
 from atoms.tuning.record import Found
@@ -26,7 +26,6 @@ _COLOURS = {
     "random_lora": "#c9ced8",
     "relative_lora": "#b99ad0",
 }
-_AXES = (("train", "training loss"), ("test", "held-out task loss"))
 
 
 def draw(found: Found) -> dict[str, Figure]:
@@ -72,9 +71,9 @@ def forgetting_over_loss(found: Found) -> Figure:
         found: The experiment.
     """
     figure, axes = panels(
-        *((f"At equal {said}", f"{said}, nats a token", "forgetting, nats a token") for _, said in _AXES)
+        *((f"At equal {said}", f"{said}, nats a token", "forgetting, nats a token") for said in AXES.values())
     )
-    for panel, (axis, _) in zip(axes, _AXES, strict=True):
+    for panel, axis in zip(axes, AXES, strict=True):
         for arm, runs in found.runs.items():
             colour = _COLOURS[arm]
             for run in runs:
@@ -95,10 +94,12 @@ def paired_differences(found: Found) -> Figure:
     Args:
         found: The experiment.
     """
-    figure, axes = panels(*((f"At equal {said}", "difference in forgetting, nats a token", "") for _, said in _AXES))
+    figure, axes = panels(
+        *((f"At equal {said}", "difference in forgetting, nats a token", "") for said in AXES.values())
+    )
     pairs = list(dict.fromkeys((each.arm, each.reference) for each in found.compared))
     figure.set_size_inches(9.6, max(2.5, 0.26 * len(pairs) + 1.2))
-    for panel, (axis, _) in zip(axes, _AXES, strict=True):
+    for panel, axis in zip(axes, AXES, strict=True):
         for each in found.compared:
             if each.axis == axis and each.depth == DEPTHS[-1]:
                 place = pairs.index((each.arm, each.reference))
@@ -106,7 +107,7 @@ def paired_differences(found: Found) -> Figure:
                 panel.plot([each.low, each.high], [place, place], color=colour, lw=2)
                 panel.plot(each.difference, place, "o", color=colour, ms=4)
         panel.axvline(0, color=QUIET, lw=0.8)
-        panel.set_ylim(len(pairs) - 0.5, -0.5)
+        panel.set_ylim(max(1, len(pairs)) - 0.5, -0.5)
         panel.set_yticks(range(len(pairs)), [f"{arm} - {reference}" for arm, reference in pairs], fontsize=8)
     axes[1].set_yticklabels([])
     return figure

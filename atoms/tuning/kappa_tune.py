@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import lightning as L
-import torch
 from lightning.pytorch.callbacks import BaseFinetuning
 from torch import Tensor
 from torch.optim import Optimizer
@@ -26,7 +25,7 @@ class KappaTune(BaseFinetuning):
     refused where the module it begins with would not have led to that choice.
 
     Chosen tensors of 16 bits are held in float32, because steps below half a unit in their last place would be lost;
-    the trainer's precision must be a mixed one then.
+    the trainer's precision must be a mixed one then. Nowhere may it be 16 bits throughout.
 
     The optimizer must be given only parameters that require gradients, which are known when Lightning asks for it.
 
@@ -70,13 +69,24 @@ class KappaTune(BaseFinetuning):
         self.order, self.include, self.exclude = order, tuple(include), tuple(exclude)
         self.embeddings, self.max_dim, self.seed, self.submodule = embeddings, max_dim, seed, submodule
 
+    def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        """Choose before a fit; nothing is chosen, checked or frozen before weights are only judged."""
+        if stage == "fit":
+            super().setup(trainer, pl_module, stage)
+
     def freeze_before_training(self, pl_module: L.LightningModule) -> None:
         """Choose, or check the choice; then leave gradients to the chosen tensors alone.
 
         Raises:
-            AtomsError: If nothing can be chosen, or the choice was made from other weights.
+            AtomsError: If nothing can be chosen, the choice was made from other weights, or what is chosen cannot be
+                trained in float32.
         """
-        part = pl_module.get_submodule(self.submodule)
+        try:
+            part = pl_module.get_submodule(self.submodule)
+        except AttributeError as error:
+            raise AtomsError(
+                f"submodule is {self.submodule!r}, which is no part of {type(pl_module).__name__}: name one"
+            ) from error
         if self.budget is None:
             assert self.selection is not None
             self.selection.check(part)
@@ -85,11 +95,13 @@ class KappaTune(BaseFinetuning):
             self.selection = select(
                 found, self.budget, self.order, self.seed, self.include, self.exclude, self.embeddings
             )
+        chosen = {name: part.get_parameter(name) for name in self.selection.names}
+        for name, parameter in chosen.items():
+            _require_trainable(name, parameter, pl_module.trainer.precision)
         pl_module.requires_grad_(False)
-        for name in self.selection.names:
-            parameter = part.get_parameter(name).requires_grad_(True)
-            if parameter.dtype != torch.float32:
-                _require_mixed(name, parameter, pl_module.trainer.precision)
+        for parameter in chosen.values():
+            parameter.requires_grad_(True)
+            if parameter.element_size() < 4:
                 parameter.data = parameter.data.float()
 
     def finetune_function(self, pl_module: L.LightningModule, epoch: int, optimizer: Optimizer) -> None:
@@ -108,21 +120,29 @@ class KappaTune(BaseFinetuning):
         """
         super().load_state_dict(state_dict)
         stored = Selection.from_json(state_dict["selection"], "the checkpoint's choice of tensors")
-        if self.selection is not None and stored.chosen != self.selection.chosen:
-            theirs = {each.name: each for each in stored.chosen}
-            ours = {each.name: each for each in self.selection.chosen}
-            name = next(iter(sorted(theirs.keys() ^ ours.keys())), None)
-            if name is None:
-                name = next(name for name, each in theirs.items() if ours[name] != each)
+        if self.selection is None:
+            return
+        # Condition numbers differ in their last digits between machines; the weights they are of do not.
+        theirs, ours = ({each.name: each.digest for each in chosen.chosen} for chosen in (stored, self.selection))
+        if theirs != ours:
+            different = theirs.keys() ^ ours.keys() or {name for name in theirs if theirs[name] != ours[name]}
             raise AtomsError(
-                f"the checkpoint trains tensors chosen from other weights or by other settings (first: {name}): begin "
-                "with the model it began with, or without the checkpoint"
+                "the checkpoint trains tensors chosen from other weights or by other settings (first: "
+                f"{min(different)}): begin with the model it began with, or without the checkpoint"
             )
 
 
-def _require_mixed(name: str, parameter: Tensor, precision: str) -> None:
-    if not precision.endswith("-mixed"):
+def _require_trainable(name: str, parameter: Tensor, precision: str) -> None:
+    kind = str(parameter.dtype).removeprefix("torch.")
+    if not parameter.is_floating_point():
+        raise AtomsError(f"{name} is quantised ({kind}), so it cannot be trained itself: put an adapter on it")
+    if precision in ("16-true", "bf16-true"):
         raise AtomsError(
-            f"{name} is {str(parameter.dtype).removeprefix('torch.')} and trained in float32, which precision "
-            f"{precision} cannot mix: set trainer.precision to bf16-mixed, or load the model in float32"
+            f"trainer.precision is {precision}, which would hold {name} in 16 bits, where small steps are lost: set it "
+            "to bf16-mixed or 32-true"
+        )
+    if parameter.element_size() < 4 and not precision.endswith("-mixed"):
+        raise AtomsError(
+            f"{name} is {kind} and trained in float32, which precision {precision} cannot mix: set trainer.precision "
+            "to bf16-mixed, or load the model in float32"
         )

@@ -39,14 +39,13 @@ class CausalLM(L.LightningModule):
             labels: (B, context) int64.
 
         Returns:
-            (2,) float64, differentiable in the first.
+            (2,) float32, differentiable in the first.
         """
         logits: Tensor = self.model(input_ids=ids, use_cache=False).logits[:, :-1]
         targets = labels[:, 1:]
         flat = logits.reshape(-1, logits.shape[-1]).float()
         total = nn.functional.cross_entropy(flat, targets.reshape(-1), ignore_index=IGNORED, reduction="sum")
-        sums: Tensor = torch.stack([total.double(), (targets != IGNORED).sum().double()])
-        return sums
+        return torch.stack([total, (targets != IGNORED).sum().float()])
 
     def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
         """Mean loss of a batch."""

@@ -5,13 +5,14 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import product
 from typing import Any
 
 import numpy as np
 from rich.console import Group
 from rich.table import Table
 
-from atoms.tuning.comparison import DEPTHS, Paired, interval
+from atoms.tuning.comparison import AXES, DEPTHS, Paired, interval, pairs_of
 from atoms.tuning.curves import LOSSES, Curve
 from atoms.tuning.experiment import Run, best_of
 
@@ -107,7 +108,7 @@ def screen(found: Found) -> Group:
         edge = " (edge)" if found.at_edge(arm) else ""
         arms.add_row(arm, f"{np.mean([run.trained for run in runs]):,.0f}", rank, f"{runs[0].lr:g}{edge}", *cells)
     tables = [arms]
-    for axis, said in (("train", "training loss"), ("test", "held-out task loss")):
+    for axis, said in AXES.items():
         at = {(each.arm, each.reference, each.depth): each for each in found.compared if each.axis == axis}
         table = Table(f"forgetting at equal {said}", box=None, pad_edge=False)
         for head in ("at loss", "arm", "reference", "difference (95 %)", "half-way (95 %)"):
@@ -123,6 +124,34 @@ def screen(found: Found) -> Group:
         if table.row_count:
             tables.append(table)
     return Group(*(part for table in tables for part in (table, "")))
+
+
+def notes(found: Found, references: Sequence[str]) -> list[str]:
+    """What a reader of the tables should know.
+
+    Args:
+        found: The experiment.
+        references: Arms the others were to be held against.
+    """
+    out = []
+    for arm, runs in found.runs.items():
+        taken = best_of(found.searched[arm])
+        if found.at_edge(arm):
+            out.append(f"{arm}: the best rate is the last one tried; widen recipe.learning_rates")
+        if taken.best >= taken.curve.losses["val"][0]:
+            out.append(f"{arm}: no rate lowers the validation loss")
+        if diverged := [str(run.seed) for run in runs if run.diverged]:
+            out.append(f"{arm}: diverged on seed {', '.join(diverged)}, and is compared as far as it got")
+    pairs = pairs_of(found.runs, references)
+    if not pairs:
+        out.append("nothing is compared: of references, none was run beside another arm")
+    there = {(each.arm, each.reference, each.axis) for each in found.compared}
+    for (arm, reference), (axis, said) in product(pairs, AXES.items()):
+        if (arm, reference, axis) not in there:
+            out.append(
+                f"{arm} - {reference}: not compared at equal {said}, which one of them never lowers on some seed"
+            )
+    return out
 
 
 def csv_rows(found: Found) -> str:
@@ -144,7 +173,7 @@ def csv_rows(found: Found) -> str:
 
 
 def _difference(paired: Paired) -> str:
-    ends = f"({paired.low:+.3f} to {paired.high:+.3f})" if math.isfinite(paired.low) else "(one seed)"
+    ends = f"({paired.low:+.3f} to {paired.high:+.3f})" if paired.seeds > 1 else "(one seed)"
     return f"{paired.difference:+.3f} {ends}"
 
 

@@ -85,6 +85,11 @@ class Blocks:
         """Tokens that are no padding."""
         return int((self.labels != IGNORED).sum())
 
+    @property
+    def targets(self) -> int:
+        """Tokens that are predicted: all but the first of each sequence."""
+        return int((self.labels[:, 1:] != IGNORED).sum())
+
 
 @dataclass(frozen=True, eq=False)
 class Text:
@@ -129,6 +134,10 @@ def read_text(
     Raises:
         AtomsError: If a corpus cannot be read or leaves a split without text.
     """
+    shares = {"train": 1 - task.val - task.test, "val": task.val, "test": task.test}
+    if not min(shares.values()) > 0:
+        raise AtomsError(f"task.val is {task.val} and task.test {task.test}: give shares above 0 that leave some text")
+    _require_share(general.share)
     learnt = _tokenised("task", task.corpus, tokenizer, task.max_tokens, vocabulary)
     known = _tokenised("general", general.corpus, tokenizer, general.max_tokens, vocabulary)
     asked = general_split(known, general.share, seed)["held_out"]
@@ -137,14 +146,15 @@ def read_text(
     keys = np.concatenate([learnt.together, known.together[asked] + learnt.together.max(initial=0) + 1])
     both = near_duplicate_groups([*learnt.compared, *(known.compared[i] for i in asked.tolist())], together=keys)
     groups, tied = both[:count], np.isin(both[count:], both[:count])
-    shares = {"train": 1 - task.val - task.test, "val": task.val, "test": task.test}
-    if min(shares.values()) <= 0:
-        raise AtomsError(f"task.val is {task.val} and task.test {task.test}: give shares above 0 that leave some text")
     dealt = _dealt("task", groups, learnt.rows, shares, seed)
     kept = asked[~tied]
     if not len(kept):
         raise AtomsError("general.corpus: every document is a near-duplicate of a task document; name another corpus")
-    notes = [*learnt.notes, *known.notes, *dealt.warnings]
+    notes = [
+        *(_renamed(note, "task") for note in learnt.notes),
+        *(_renamed(note, "general") for note in known.notes),
+        *dealt.warnings,
+    ]
     if tied.any():
         notes.append(f"{int(tied.sum()):,} general documents are near-duplicates of task documents and left out")
 
@@ -155,7 +165,11 @@ def read_text(
     splits["train"] = splits["train"].full
     if not len(splits["train"]):
         raise AtomsError(f"context is {context}, and the task's training text fills not one block: set it lower")
-    return Text(**splits, general=packed(known, kept), notes=tuple(notes))
+    splits["general"] = packed(known, kept)
+    for name, setting in (("val", "task.val"), ("test", "task.test"), ("general", "general.corpus")):
+        if not splits[name].targets:
+            raise AtomsError(f"{setting} leaves a single token, which tells no loss: give more text")
+    return Text(**splits, notes=tuple(notes))
 
 
 def general_split(text: Tokenised, share: float, seed: int) -> dict[str, NDArray[np.int64]]:
@@ -172,8 +186,7 @@ def general_split(text: Tokenised, share: float, seed: int) -> dict[str, NDArray
     Raises:
         AtomsError: If ``share`` is none, or leaves nothing.
     """
-    if not 0 < share <= 1:
-        raise AtomsError(f"general.share is {share}: give a number above 0 and at most 1")
+    _require_share(share)
     if share == 1:
         return {"train": np.empty(0, np.int64), "held_out": np.arange(len(text.ids))}
     groups = near_duplicate_groups(text.compared, together=text.together)
@@ -202,6 +215,11 @@ def pack(text: Tokenised, documents: NDArray[np.int64], end: int | None, context
     return Blocks(labels.clamp_min(0), labels)
 
 
+def _require_share(share: float) -> None:
+    if not 0 < share <= 1:
+        raise AtomsError(f"general.share is {share}: give a number above 0 and at most 1")
+
+
 def _tokenised(
     setting: str,
     corpus: Corpus,
@@ -212,7 +230,7 @@ def _tokenised(
     try:
         return tokenise(corpus, tokenizer, max_tokens=max_tokens, vocabulary=vocabulary)
     except AtomsError as error:
-        raise _renamed(error, setting) from error
+        raise AtomsError(_renamed(str(error), setting)) from error
 
 
 def _dealt(
@@ -221,9 +239,10 @@ def _dealt(
     try:
         return assign_splits(groups, tokens, shares, seed)
     except AtomsError as error:
-        raise _renamed(error, setting) from error
+        raise AtomsError(_renamed(str(error), setting)) from error
 
 
-def _renamed(error: AtomsError, setting: str) -> AtomsError:
-    """Errors of corpora name the settings of a harvest; here they are those of a task."""
-    return AtomsError(str(error).replace("data.harvest.", f"{setting}."))
+def _renamed(said: str, setting: str) -> str:
+    """What corpora say of the settings of a harvest, said of those of a task."""
+    said = said.replace("data.harvest.val and data.harvest.test", "general.share") if setting == "general" else said
+    return said.replace("data.harvest.model.", "model.").replace("data.harvest.", f"{setting}.")
