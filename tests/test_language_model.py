@@ -15,10 +15,14 @@ from tokenizers.pre_tokenizers import Whitespace
 from tokenizers.processors import TemplateProcessing
 from transformers import (
     AutoModel,
+    AutoModelForCausalLM,
     BertConfig,
+    BertForMaskedLM,
     BloomConfig,
     GPT2Config,
     LlamaConfig,
+    LlamaForCausalLM,
+    LlamaModel,
     PreTrainedTokenizerFast,
     RobertaConfig,
     T5Config,
@@ -27,12 +31,14 @@ from transformers import (
 from atoms.activations.language_model import (
     ModelSpec,
     SpecialTokens,
+    load_causal_model,
     load_model,
     load_tokenizer,
     max_context,
     meta_model,
     pad_batch,
     read_tensors,
+    require_causal,
     resolve,
     special_tokens,
 )
@@ -379,3 +385,82 @@ def test_max_context_fits_exactly():
 
 def test_no_limit_to_context():
     assert max_context(BloomConfig(), word_tokenizer(BERT_TEMPLATE)) is None
+
+
+def llama_config(**changes):
+    return LlamaConfig(
+        num_hidden_layers=1, hidden_size=16, num_attention_heads=2, intermediate_size=24, vocab_size=10, **changes
+    )
+
+
+@pytest.mark.parametrize("tied", [True, False])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_a_causal_model_is_loaded_whole_and_to_be_trained(tmp_path, tied, dtype):
+    torch.manual_seed(0)
+    saved = LlamaForCausalLM(llama_config(tie_word_embeddings=tied))
+    saved.save_pretrained(tmp_path / "m")
+    resolved = resolve(ModelSpec(str(tmp_path / "m"), dtype=dtype))
+    model = load_causal_model(resolved)
+    assert isinstance(model, LlamaForCausalLM)
+    assert model.training
+    assert all(value.requires_grad for value in model.parameters())
+    assert {value.dtype for value in model.parameters()} == {getattr(torch, dtype)}
+    expected = saved.to(getattr(torch, dtype)).state_dict()
+    assert all(torch.equal(value, expected[name]) for name, value in model.state_dict().items())
+    assert (model.lm_head.weight is model.model.embed_tokens.weight) is tied
+    assert (model.config.use_cache, resolved.config.use_cache) == (False, True)
+
+
+def test_a_head_that_is_not_in_the_weights_is_not_made_up(tmp_path):
+    torch.manual_seed(0)
+    model = LlamaForCausalLM(llama_config(tie_word_embeddings=False))
+    model.save_pretrained(tmp_path / "m")
+    weights = load_file(tmp_path / "m" / "model.safetensors")
+    del weights["lm_head.weight"]
+    save_file(weights, tmp_path / "m" / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(AtomsError, match=r"lacks 1 weights, e\.g\. 'lm_head\.weight', which would be random"):
+        load_causal_model(resolve(ModelSpec(str(tmp_path / "m"))))
+
+
+@pytest.mark.parametrize(
+    ("make", "kind"),
+    [
+        (lambda: LlamaModel(llama_config()), "LlamaModel"),
+        (lambda: AutoModel.from_config(bert_config()), "BertModel"),
+        (lambda: BertForMaskedLM(bert_config()), "BertForMaskedLM"),
+    ],
+)
+def test_a_model_that_predicts_no_next_token_is_refused(tmp_path, make, kind):
+    make().save_pretrained(tmp_path / "m")
+    resolved = resolve(ModelSpec(str(tmp_path / "m")))
+    said = rf"name='mine' has no causal head \({kind}\), so it predicts no next token: name a causal language model$"
+    with pytest.raises(AtomsError, match=said):
+        require_causal(resolved.config, "mine")
+    with pytest.raises(AtomsError, match=rf"has no causal head \({kind}\)"):
+        load_causal_model(resolved)
+
+
+def test_a_causal_head_is_known_by_the_architecture_that_was_saved(tmp_path):
+    for number, make in enumerate((GPT2Config, BloomConfig, LlamaConfig)):
+        folder = tmp_path / str(number)
+        AutoModelForCausalLM.from_config(
+            make(vocab_size=10, hidden_size=16, num_hidden_layers=1, num_attention_heads=2)
+        ).save_pretrained(folder)
+        config = resolve(ModelSpec(str(folder))).config
+        require_causal(config, "mine")
+        config.architectures = None
+        with pytest.raises(AtomsError, match=rf"no causal head \({config.model_type}\)"):
+            require_causal(config, "mine")
+
+
+def test_weights_that_need_an_absent_library_are_refused_in_one_line(folder, monkeypatch):
+    def needing(*arguments, **settings):
+        raise ImportError("Loading this needs something: `pip install something`\nand more\nlines")
+
+    monkeypatch.setattr(AutoModel, "from_pretrained", needing)
+    with pytest.raises(AtomsError) as refused:
+        load_model(resolve(ModelSpec(str(folder))))
+    assert str(refused.value) == (
+        f"data.harvest.model.name={str(folder)!r}: cannot load weights (Loading this needs something: `pip install "
+        "something`): install it, or name the checkpoint that was quantised"
+    )

@@ -57,6 +57,50 @@ def test_docstring_length_and_limit(library):
         list(StdlibDocstrings(min_chars=999).documents())
 
 
+@pytest.mark.parametrize(
+    ("asked", "names"),
+    [
+        ({"modules": ["zebra"]}, ["zebra"]),
+        ({"modules": ["pkg"]}, ["pkg", "pkg.A", "pkg.A.f", "pkg.A.g", "pkg.escape"]),
+        ({"without": ["pkg"]}, ["zebra"]),
+        ({"modules": ["zebra", "pkg"], "without": ["pkg", "unheard-of"], "limit": 1}, ["zebra"]),
+        ({"without": []}, ["pkg", "pkg.A", "pkg.A.f", "pkg.A.g", "pkg.escape", "zebra"]),
+    ],
+)
+def test_docstrings_of_some_modules(library, asked, names):
+    """Modules are named whole, and only at the top: ``pkg`` has its parts, and ``z`` is no ``zebra``."""
+    assert [document.name for document in StdlibDocstrings(min_chars=1, **asked).documents()] == names
+
+
+@pytest.mark.parametrize(
+    "asked", [{"modules": ["z"]}, {"modules": ["escape"]}, {"modules": []}, {"without": ["pkg", "zebra"]}]
+)
+def test_modules_that_leave_no_docstring_are_named(library, asked):
+    ((name, value),) = asked.items()
+    with pytest.raises(AtomsError) as refused:
+        list(StdlibDocstrings(min_chars=1, **asked).documents())
+    assert str(refused.value).startswith(f"data.harvest.corpus.min_chars=1, {name}={value} leaves no docstring")
+
+
+def test_what_is_not_asked_of_docstrings_is_no_part_of_their_digest(library):
+    """Stores that were made before one could ask stay the same; two parts of a library are two corpora."""
+    plainly = StdlibDocstrings(min_chars=1)
+    assert plainly.settings() == {"min_chars": 1, "limit": None}
+    assert StdlibDocstrings(min_chars=1, modules=["pkg"]).settings() == {
+        "min_chars": 1, "limit": None, "modules": ["pkg"],
+    }  # fmt: skip
+    digests = {
+        corpus.digest()
+        for corpus in (
+            plainly,
+            StdlibDocstrings(min_chars=1, modules=["zebra"]),
+            StdlibDocstrings(min_chars=1, without=["pkg"]),
+            StdlibDocstrings(min_chars=1, without=["zebra"]),
+        )
+    }
+    assert len(digests) == 4
+
+
 def test_real_library_is_a_usable_corpus():
     documents = list(StdlibDocstrings().documents())
     assert len(documents) > 3000

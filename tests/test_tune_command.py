@@ -1,14 +1,18 @@
 """``atoms tune`` as its users call it."""
 
 import csv
+import importlib.util
 import json
+import shutil
 from pathlib import Path
 
 import pytest
 import yaml
-from tiny_models import write_experts, write_llama, write_text
+from tiny_models import write_experts, write_llama, write_text, write_tokenizer
+from transformers import AutoModelForCausalLM
 
 from atoms.cli import main
+from atoms.tuning import experiment
 from atoms.tuning.arms import ARMS
 
 CONFIGS = Path(__file__).parent.parent / "configs" / "tune"
@@ -41,7 +45,7 @@ def said(capsys):
     return capsys.readouterr().err.strip().splitlines()[-1]
 
 
-def test_an_experiment_from_its_settings_to_its_runs(made, database, capsys):
+def test_an_experiment_from_its_settings_to_its_runs(made, database, monkeypatch, capsys):
     asked = ["--budget.fraction=0.3", "--budget.adapted=0.5", "--recipe.learning_rates=[1e-3, 1e-2]"]
     asked += ["--recipe.seeds=2", "--recipe.extensions=1", "--keep_models=true", "--arms=[full, lora, kappa, random]"]
     main(words(made, *asked))
@@ -84,6 +88,7 @@ def test_an_experiment_from_its_settings_to_its_runs(made, database, capsys):
     assert {file.path for file in database.list_artifacts(parent.info.run_id)} >= {"tune.json", "curves.csv", "figures"}
 
     # A second call finds every run, and another experiment finds no room.
+    monkeypatch.setattr("atoms.commands.tune.draw", lambda _: {})
     main(words(made, *asked, "--tracking_uri=none"))
     assert json.loads(Path("tune/tune.json").read_text())["runs"] == found["runs"]
     with pytest.raises(SystemExit):
@@ -135,13 +140,149 @@ def test_a_model_without_a_causal_head(made, tiny_bert, tiny_gpt2, capsys):
 
 def test_rates_at_which_an_arm_diverges(made, database, capsys):
     with pytest.raises(SystemExit):
-        main(
-            words(made, "--budget.fraction=0.3", "--arms=[full]", "--recipe.learning_rates=[1e30]", "--recipe.clip=0")
-        )
+        main(words(made, "--budget.fraction=0.3", "--arms=[full]", "--recipe.learning_rates=[1e30]", "--recipe.clip=0"))
     assert "full diverges at every rate: set recipe.learning_rates lower" in said(capsys)
     (experiment,) = database.search_experiments(filter_string="name = 'tune'")
     (run,) = database.search_runs([experiment.experiment_id])
     assert run.info.status == "FAILED"
+
+
+def test_what_would_fail_hours_later_is_refused_at_once(made, monkeypatch, capsys):
+    """Before a text is read or an arm trained, and before anything is written."""
+    halves = AutoModelForCausalLM.from_pretrained(made / "llama", dtype="bfloat16")
+    halves.save_pretrained("halves")
+    write_tokenizer(Path("halves"), "bos")
+    monkeypatch.setattr("atoms.tuning.experiment._train", None)
+    for changes, line in (
+        (["--model.name=halves", "--model.dtype=auto"],
+         "trainer.precision is 32-true and the model in bfloat16: what is trained is held in float32, so set "
+         "trainer.precision to bf16-mixed, or model.dtype to float32"),
+        (["--model.dtype=float16"], "trainer.precision is 32-true and the model in float16: "),
+        (["--trainer.precision=bf16-true"], "trainer.precision is bf16-true: give one of 32-true, "),
+        (["--trainer.strategy=ddp_spawn", "--trainer.devices=2"], "trainer.strategy is ddp_spawn, under which atoms"),
+        (["--trainer.devices=3"], "recipe.batch_size is 4: give a multiple of the 3 processes"),
+        (["--model.device_map=auto"], "model.device_map is auto: a model is tuned where trainer says; leave it out"),
+        (["--recipe.learning_rates=[.inf]"], "recipe.learning_rates is [inf]: give ascending numbers above 0"),
+        (["--general.share=7", "--task.corpus.paths=[nowhere]"], "general.share is 7.0: give a number above 0"),
+    ):  # fmt: skip
+        with pytest.raises(SystemExit) as stop:
+            main(words(made, "--budget.fraction=0.3", *changes, "--tracking_uri=none"))
+        assert stop.value.code == 1
+        assert line in said(capsys)
+    assert not Path("tune").exists()
+
+
+@pytest.mark.parametrize(
+    ("settings", "line"),
+    [
+        ({"quant_method": "bitsandbytes", "load_in_4bit": True}, "requires bitsandbytes"),
+        ({"quant_method": "gptq", "bits": 4}, "GPTQ quantized model requires"),
+        ({"quant_method": "compressed-tensors"}, "compressed-tensors"),
+    ],
+)
+def test_quantised_weights_without_their_library(settings, line, made, capsys):
+    missing = {"bitsandbytes": "bitsandbytes", "gptq": "optimum", "compressed-tensors": "compressed_tensors"}
+    if importlib.util.find_spec(missing[settings["quant_method"]]):
+        pytest.skip("the library is there")
+    shutil.copytree(made / "llama", "quantised")
+    config = json.loads(Path("quantised/config.json").read_text())
+    Path("quantised/config.json").write_text(json.dumps(config | {"quantization_config": settings}))
+    with pytest.raises(SystemExit) as stop:
+        main(words(made, "--model.name=quantised", "--budget.fraction=0.3", "--tracking_uri=none"))
+    assert stop.value.code == 1
+    error = said(capsys)
+    assert error.startswith("atoms: error: model.name='quantised': cannot load weights (")
+    assert line in error
+    assert error.endswith("): install it, or name the checkpoint that was quantised")
+
+
+def test_training_outlives_its_database(made, database, monkeypatch, capsys):
+    """MLflow that fails on the way, whatever it raises, is a note; files are written all the same."""
+    monkeypatch.setattr("atoms.commands.tune.draw", lambda _: {})
+    trained = experiment._train
+
+    def gone(*arguments):
+        Path("mlflow.db").unlink(missing_ok=True)
+        return trained(*arguments)
+
+    monkeypatch.setattr(experiment, "_train", gone)
+    asked = ["--budget.fraction=0.3", "--arms=[kappa]", "--recipe.learning_rates=[1e-2]", "--recipe.seeds=1"]
+    main(words(made, *asked, "--recipe.extensions=0"))
+    out, err = capsys.readouterr()
+    (note,) = (line for line in err.splitlines() if line.startswith("note "))
+    assert note == "note     not logged: FileNotFoundError: no such file"
+    assert "logged   run" not in out
+    assert set(json.loads(Path("tune/tune.json").read_text())["runs"]) == {"kappa"}
+
+
+def test_a_database_that_cannot_be_used_is_a_note_too(made, monkeypatch, capsys):
+    monkeypatch.setattr("atoms.commands.tune.draw", lambda _: {})
+    Path("broken.db").write_bytes(b"no database" * 1000)
+    asked = ["--budget.fraction=0.3", "--arms=[kappa]", "--recipe.learning_rates=[1e-2]", "--recipe.seeds=1"]
+    main(words(made, *asked, "--recipe.extensions=0", "--tracking_uri=sqlite:///broken.db"))
+    out, err = capsys.readouterr()
+    assert "note     not logged: " in err
+    assert "found    tune/" in out
+
+
+def test_an_experiment_that_is_killed_goes_on(made, database, monkeypatch, capsys):
+    """What was finished is not done again, and the result is that of an experiment nobody killed."""
+    monkeypatch.setattr("atoms.commands.tune.draw", lambda _: {})
+    asked = ["--budget.fraction=0.3", "--arms=[kappa, random]", "--recipe.learning_rates=[1e-2]", "--recipe.seeds=2"]
+    asked += ["--recipe.extensions=0"]
+    trained, done = experiment._train, []
+
+    def counted(bench, planned, model, lr, seed):
+        if len(done) == 4:
+            raise KeyboardInterrupt
+        done.append((planned.arm.name, seed))
+        return trained(bench, planned, model, lr, seed)
+
+    monkeypatch.setattr(experiment, "_train", counted)
+    with pytest.raises(KeyboardInterrupt):
+        main(words(made, *asked))
+    assert done == [("kappa", 0), ("kappa", 1), ("kappa", 2), ("random", 0)]
+    (kept,) = database.search_experiments(filter_string="name = 'tune'")
+    runs = database.search_runs([kept.experiment_id])
+    (parent,) = (run for run in runs if "mlflow.parentRunId" not in run.data.tags)
+    assert parent.info.status == "FAILED"
+    assert len(runs) == 4  # kappa's are logged already
+
+    again = []
+    monkeypatch.setattr(
+        experiment, "_train", lambda *given: again.append((given[1].arm.name, given[4])) or trained(*given)
+    )
+    main(words(made, *asked, "--tracking_uri=none"))
+    assert again == [("random", 1), ("random", 2)]
+    main(words(made, *asked, "--tracking_uri=none", "--output=whole"))
+    resumed, whole = (json.loads(Path(folder, "tune.json").read_text()) for folder in ("tune", "whole"))
+    assert resumed == whole
+    assert len(again) == 2 + 6
+    with pytest.raises(SystemExit):
+        main(words(made, *asked, "--tracking_uri=none", "--trainer.precision=bf16-mixed"))
+    assert "output is tune, which holds another experiment" in said(capsys)
+
+
+def test_rates_seeds_and_arms_may_be_added_to_an_experiment(made, monkeypatch):
+    monkeypatch.setattr("atoms.commands.tune.draw", lambda _: {})
+    trained, done = experiment._train, []
+    monkeypatch.setattr(
+        experiment, "_train", lambda *given: done.append((given[1].arm.name, given[3], given[4])) or trained(*given)
+    )
+    asked = words(made, "--budget.fraction=0.3", "--tracking_uri=none", "--recipe.extensions=0")
+    main([*asked, "--arms=[kappa]", "--recipe.learning_rates=[1e-2]", "--recipe.seeds=1"])
+    main([*asked, "--arms=[random, kappa]", "--recipe.learning_rates=[1e-3, 1e-2]", "--recipe.seeds=2"])
+    assert len(done) == len(set(done))
+    assert set(done) == {
+        (arm, lr, seed) for arm in ("kappa", "random") for lr, seed in ((1e-3, 0), (1e-2, 0), (1e-2, 1), (1e-2, 2))
+    }
+
+
+def test_what_is_not_compared_is_said(made, monkeypatch, capsys):
+    monkeypatch.setattr("atoms.commands.tune.draw", lambda _: {})
+    asked = ["--budget.fraction=0.3", "--recipe.learning_rates=[1e-2]", "--recipe.seeds=1", "--recipe.extensions=0"]
+    main(words(made, *asked, "--arms=[kappa, reversed]", "--tracking_uri=none"))
+    assert "note     nothing is compared: of references, none was run beside another arm" in capsys.readouterr().out
 
 
 def test_adapters_without_peft(made, monkeypatch, capsys):
@@ -152,8 +293,9 @@ def test_adapters_without_peft(made, monkeypatch, capsys):
 
 
 @pytest.mark.parametrize("name", [file.stem for file in CONFIGS.glob("*.yaml")])
-def test_configs_run_on_a_tiny_model(name, made, capsys):
+def test_configs_run_on_a_tiny_model(name, made, monkeypatch, capsys):
     """All settings as they are but model, text and length."""
+    monkeypatch.setattr("atoms.commands.tune.draw", lambda _: {})
     written = yaml.safe_load((CONFIGS / f"{name}.yaml").read_text())
     assert set(written["arms"]) <= set(ARMS)
     config = [f"--config={CONFIGS / name}.yaml"]

@@ -159,3 +159,23 @@ def test_adapters_need_peft(monkeypatch):
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with pytest.raises(AtomsError, match=r"arms with adapters need peft: pip install 'atoms\[tune\]'"):
         require_peft()
+
+
+@pytest.mark.parametrize("name", ARMS)
+def test_quantised_weights_are_trained_by_adapters_alone(name, tmp_path, monkeypatch):
+    """What `bitsandbytes` packed has no gradient; that is said when arms are planned, and not when they are run."""
+    model = dense(tmp_path)
+    found = surveyed(model)
+    codes = torch.nn.Parameter(torch.zeros(128, 1, dtype=torch.uint8), requires_grad=False)
+    model.model.layers[1].self_attn.q_proj.weight = codes
+    share = Share(fraction=0.3, adapted=0.5)
+    if ARMS[name].method == "adapters":
+        monkeypatch.setattr("atoms.tuning.arms.adaptable", lambda _: [each.name for each in found][1:15])
+        monkeypatch.setattr("atoms.tuning.arms.matched_rank", lambda *_: (1, 10))
+        assert plan(ARMS[name], model, found, share, 1).trained == 10
+        return
+    said = (
+        rf"^arms names {name}, which trains weights themselves, and model\.layers\.1\.self_attn\.q_proj\.weight is quan"
+    )
+    with pytest.raises(AtomsError, match=said):
+        plan(ARMS[name], model, found, share, 1)

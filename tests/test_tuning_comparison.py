@@ -1,15 +1,18 @@
 """Forgetting at equal loss: where curves cross a level, and what differences over seeds say."""
 
+import json
 import math
 
 import numpy as np
 import pytest
 import scipy.stats
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from atoms.tuning.comparison import DEPTHS, common_level, compare, comparisons, forgetting_at, interval
+from atoms.tuning.comparison import DEPTHS, common_level, compare, comparisons, forgetting_at, interval, pairs_of
 from atoms.tuning.curves import Curve
+
+laws = settings(deadline=None, max_examples=60)
 
 
 def curve(loss, general, axis="train"):
@@ -77,6 +80,7 @@ def test_a_diverged_run_neither_wins_nor_ends_the_comparison(where):
         assert found.difference == pytest.approx(0)
 
 
+@laws
 @given(st.lists(st.floats(-1, 1), min_size=2, max_size=8))
 def test_intervals_are_those_of_a_paired_t_test(values):
     mean, low, high = interval(np.array(values))
@@ -86,6 +90,7 @@ def test_intervals_are_those_of_a_paired_t_test(values):
     assert low <= mean <= high
 
 
+@laws
 @given(st.lists(st.tuples(st.floats(0, 2), st.floats(0, 2)), min_size=2, max_size=5), st.floats(-3, 3))
 def test_differences_change_their_sign_with_the_order_and_not_with_the_start(ends, shift):
     runs = {
@@ -120,3 +125,108 @@ def test_every_arm_meets_every_reference_once():
     pairs = [(each.arm, each.reference) for each in found]
     assert set(pairs) == {("lora", "full"), ("kappa", "full"), ("kappa", "lora")}
     assert len(pairs) == 3 * 2 * len(DEPTHS)
+
+
+def falling(rate, cost, steps=9):
+    """A loss that falls from 4 at a rate, and forgetting that grows with what was learnt: where it crosses is known."""
+    losses = [4 - rate * step for step in range(steps)]
+    return curve(losses, [2 + cost * (4 - loss) for loss in losses])
+
+
+@laws
+@given(
+    st.lists(st.tuples(st.floats(0.05, 0.4), st.floats(-1, 1)), min_size=2, max_size=5),
+    st.lists(st.tuples(st.floats(0.05, 0.4), st.floats(-1, 1)), min_size=2, max_size=5),
+    st.sampled_from(["train", "test"]),
+)
+def test_curves_whose_crossing_is_known(ours, theirs, axis):
+    """The level is set by the slowest run; there every run has forgotten its own cost of the same descent."""
+    count = min(len(ours), len(theirs))
+    runs = {
+        name: {seed: falling(*pair) for seed, pair in enumerate(pairs[:count])}
+        for name, pairs in (("a", ours), ("b", theirs))
+    }
+    slowest = min(rate for pairs in (ours, theirs) for rate, _ in pairs[:count])
+    for depth in DEPTHS:
+        found = compare("a", "b", runs, axis, depth)
+        descent = depth * 8 * slowest
+        assert found.level == pytest.approx(4 - descent)
+        costs = [np.array([cost for _, cost in pairs[:count]]) for pairs in (ours, theirs)]
+        assert found.forgetting == pytest.approx(descent * costs[0].mean(), abs=1e-9)
+        assert found.forgetting_reference == pytest.approx(descent * costs[1].mean(), abs=1e-9)
+        expected = interval(descent * (costs[0] - costs[1]))
+        assert (found.difference, found.low, found.high) == pytest.approx(expected, abs=1e-9)
+
+
+@laws
+@given(st.integers(2, 30), st.integers(2, 30), st.floats(0.1, 1.0))
+def test_points_in_between_change_nothing(few, many, level):
+    """On a straight line between loss and forgetting it does not matter where it was measured."""
+    coarse, fine = (
+        curve(np.linspace(4, 3, count).tolist(), np.linspace(1, 2, count).tolist()) for count in (few, many)
+    )
+    expected = level
+    for each in (coarse, fine):
+        assert forgetting_at(each, "test", 4 - level) == pytest.approx(expected, abs=1e-9)
+
+
+@laws
+@given(st.lists(st.floats(0.1, 5), min_size=2, max_size=12), st.floats(0, 1), st.floats(0, 1))
+def test_a_deeper_level_is_reached_later(losses, one, other):
+    """Where forgetting only grows, it is no less at a lower loss, and it lies between what was measured."""
+    made = curve([5.0, *losses], [float(place) for place in range(len(losses) + 1)])
+    high, low = (5 - share * (5 - min(losses)) for share in sorted((one, other)))
+    first, last = forgetting_at(made, "train", high), forgetting_at(made, "train", low)
+    assert 0 <= first <= last + 1e-9 <= len(losses) + 1e-9
+
+
+@laws
+@given(st.floats(-2, 2), st.integers(2, 6))
+def test_what_all_seeds_share_has_an_interval_of_no_width(shift, seeds):
+    runs = {
+        name: {seed: curve([4, 3], [1, 2 + seed + more]) for seed in range(seeds)}
+        for name, more in (("a", shift), ("b", 0.0))
+    }
+    found = compare("a", "b", runs, "train", 1.0)
+    assert (found.difference, found.low, found.high) == pytest.approx((shift, shift, shift), abs=1e-9)
+
+
+def test_levels_are_of_the_pair_and_not_of_the_experiment():
+    """A third arm that learns nothing takes nothing from the others."""
+    runs = {"a": {1: DOWN, 2: DOWN}, "b": {1: DOWN, 2: DOWN}, "c": {1: curve([4, 4], [1, 1]), 2: DOWN}}
+    found = comparisons(runs, ["b", "c"])
+    assert {(each.arm, each.reference) for each in found} == {("a", "b")}
+    assert all(each.level in (2.0, 3.0) for each in found)
+
+
+def test_pairs():
+    arms = ["full", "lora", "kappa", "random"]
+    assert pairs_of(arms, ["lora", "random", "lora", "unheard-of"]) == [
+        ("full", "lora"), ("kappa", "lora"), ("random", "lora"), ("full", "random"), ("kappa", "random"),
+    ]  # fmt: skip
+    assert pairs_of(arms, []) == pairs_of(["kappa"], ["kappa", "lora"]) == pairs_of(arms, ["unheard-of"]) == []
+
+
+@pytest.mark.parametrize("seeds", [1, 3])
+def test_general_text_alone_may_cease_to_be_told(seeds):
+    """Then there is no verdict, and plain values hold no NaN."""
+    good = {seed: curve([4, 3, 2], [1, 1.5, 2 + seed]) for seed in range(seeds)}
+    bad = good | {0: curve([4, 3, 2], [1, 1.5, math.nan])}
+    found = compare("a", "b", {"a": bad, "b": good}, "train", 1.0)
+    assert math.isnan(found.difference)
+    assert found.verdict == "not told apart"
+    plain = found.to_json()
+    assert (plain["difference"], plain["low"], plain["high"], plain["seeds"]) == (None, None, None, seeds)
+    assert json.loads(json.dumps(plain, allow_nan=False)) == plain
+    assert compare("a", "b", {"a": bad, "b": good}, "train", 0.5).difference == 0
+
+
+def test_diverging_on_one_seed_is_no_advantage():
+    """An arm that forgets more at every loss does not win by stopping early on one seed."""
+    ours = {seed: curve([4.0, 3.5, 3.0, 2.0], [1.0, 1.4, 1.9 + seed / 99, 3.0]) for seed in range(4)}
+    theirs = {seed: curve([4.0, 3.5, 3.0, 2.0], [1.0, 1.2, 1.5 + seed / 77, 2.0]) for seed in range(4)}
+    ours[2] = curve([4.0, 3.5, math.nan, math.nan], [1.0, 1.4, math.nan, math.nan])
+    found = compare("a", "b", {"a": ours, "b": theirs}, "train", 1.0)
+    assert found.level == 3.5
+    assert found.difference == pytest.approx(0.2)
+    assert found.verdict == "forgets more"

@@ -2,20 +2,22 @@
 
 import json
 import math
+import shutil
 from dataclasses import replace
 
 import pytest
 import torch
-from tiny_models import write_llama
-from transformers import AutoModelForCausalLM
+from tiny_models import write_experts, write_llama
+from transformers import AutoConfig, AutoModelForCausalLM
 
-from atoms.activations.language_model import ModelSpec, resolve
+from atoms.activations.language_model import ModelSpec, load_causal_model, load_tokenizer, resolve
 from atoms.conditioning import candidates_of, survey, weights_of
 from atoms.errors import AtomsError
 from atoms.tuning import experiment
-from atoms.tuning.arms import ARMS, Share
+from atoms.tuning.adapters import adaptable
+from atoms.tuning.arms import ARMS, Share, plan
 from atoms.tuning.curves import LOSSES, Curve
-from atoms.tuning.experiment import Bench, Recipe, Run, best_of, claim, run, search
+from atoms.tuning.experiment import Bench, Recipe, Run, best_of, claim, make_trainer, run, search
 from atoms.tuning.text import Blocks, Text
 
 RECIPE = Recipe(steps=4, batch_size=4, warmup=1, learning_rates=[1e-3, 1e-2], seeds=2, points=2, eval_tokens=100)
@@ -155,3 +157,144 @@ def test_a_folder_is_of_one_experiment(tmp_path):
 def test_a_place_that_is_not_there(bench):
     with pytest.raises(AtomsError, match=r"^trainer: "):
         run(replace(bench, trainer={"accelerator": "cuda", "devices": 1}), ARMS["kappa"], 1e-2, 1)
+
+
+def test_a_rate_at_which_a_run_diverges_is_not_taken():
+    """Not even where it had come lower than any other before; on another seed it may not come so far."""
+    diverged = replace(given([4.0, 1.0, math.nan]), lr=1.0)
+    overflown = replace(given([4.0, 1.0, math.inf]), lr=1.0)
+    assert diverged.best == overflown.best == math.inf
+    assert best_of([replace(given([4.0, 3.9]), lr=0.5), diverged]).lr == 0.5
+    assert best_of([diverged, replace(diverged, lr=0.5)]).lr == 0.5
+
+
+@pytest.mark.parametrize("rates", [[1.0], [1.0, 10.0]])
+def test_a_search_where_all_diverge_goes_down_alone(rates, bench, monkeypatch):
+    def pretended(bench, arm, lr, seed):
+        return replace(given([4.0, 3.0 if lr < 0.2 else math.nan]), lr=lr)
+
+    monkeypatch.setattr(experiment, "run", pretended)
+    found = search(replace(bench, recipe=replace(RECIPE, learning_rates=rates)), ARMS["kappa"])
+    assert [each.lr for each in found] == pytest.approx([0.0999, 0.316, *rates])
+    assert best_of(found).lr == pytest.approx(0.0999)
+
+
+def test_every_arm_is_tuned_by_the_same_rule_and_none_on_a_seed_it_is_judged_on(bench, monkeypatch):
+    asked = []
+    monkeypatch.setattr(
+        experiment, "run", lambda bench, arm, lr, seed: asked.append((arm.name, lr, seed)) or given([1])
+    )
+    for name in ("full", "lora", "reversed"):
+        search(replace(bench, recipe=replace(RECIPE, extensions=0)), ARMS[name])
+    assert asked == [(name, lr, 0) for name in ("full", "lora", "reversed") for lr in RECIPE.learning_rates]
+
+
+def test_arms_see_the_same_batches_in_the_same_order(bench, monkeypatch):
+    seen = {}
+
+    def noted(module, batch, batch_idx):
+        seen.setdefault(batch_idx, []).append(batch[0])
+        return step(module, batch, batch_idx)
+
+    step = experiment.CausalLM.training_step
+    monkeypatch.setattr(experiment.CausalLM, "training_step", noted)
+    for name in ("full", "kappa", "lora"):
+        run(bench, ARMS[name], 1e-2, 1)
+    assert len(seen) == RECIPE.steps
+    assert all(
+        len(same) == 3 and torch.equal(same[0], same[1]) and torch.equal(same[0], same[2]) for same in seen.values()
+    )
+    run(bench, ARMS["full"], 1e-2, 2)
+    assert not all(torch.equal(same[0], same[3]) for same in seen.values())
+
+
+def test_rates_that_differ_in_a_late_digit_are_runs_of_their_own(bench):
+    first, second = (run(bench, ARMS["full"], lr, 1) for lr in (1e-2, 1.0000001e-2))
+    assert (first.lr, second.lr) == (1e-2, 1.0000001e-2)
+    assert len(list((bench.folder / "runs").iterdir())) == 2
+
+
+def test_a_kept_model_is_made_again_where_its_run_is_missing_and_the_run_where_its_model_is(bench, monkeypatch):
+    """As after a kill between the two, or a damaged file that was deleted as its message says."""
+    bench = replace(bench, keep=True)
+    first = run(bench, ARMS["kappa"], 1e-2, 1)
+    file, kept = bench.folder / "runs" / "kappa-lr0.01-seed1.json", bench.folder / "models" / "kappa"
+    weights = (kept / "model.safetensors").read_bytes()
+    file.unlink()
+    (kept / "model.safetensors").write_bytes(b"half")
+    assert run(bench, ARMS["kappa"], 1e-2, 1) == first
+    assert (kept / "model.safetensors").read_bytes() == weights
+    shutil.rmtree(kept)
+    assert run(bench, ARMS["kappa"], 1e-2, 1) == first
+    assert (kept / "model.safetensors").read_bytes() == weights
+    assert {each.name for each in (bench.folder / "models").iterdir()} == {"kappa"}
+    run(bench, ARMS["kappa"], 1e-2, 2)
+    monkeypatch.setattr(experiment, "_train", None)
+    run(bench, ARMS["kappa"], 1e-2, 1)
+
+
+@pytest.mark.parametrize("name", ["full", "kappa", "lora"])
+def test_a_kept_model_is_ready_to_be_used(name, bench):
+    """Its configuration is the source's, its tokenizer beside it, and nothing of PEFT or of training is left in it."""
+    run(replace(bench, keep=True), ARMS[name], 1e-2, 1)
+    folder = bench.folder / "models" / name
+    source, kept = (AutoConfig.from_pretrained(path).to_dict() for path in (bench.model.path, folder))
+    named = {"_name_or_path", "transformers_version"}
+    assert {key: value for key, value in kept.items() if key not in named} == {
+        key: value for key, value in source.items() if key not in named
+    }
+    assert load_tokenizer(resolve(ModelSpec(str(folder))))("w1 w2")["input_ids"] == [1, 5, 6]
+    resolved = resolve(ModelSpec(str(folder), dtype="float32"))
+    begun, tuned = (load_causal_model(each).state_dict() for each in (bench.model, resolved))
+    assert begun.keys() == tuned.keys()
+    moved = {key for key, value in begun.items() if not torch.equal(value, tuned[key])}
+    planned = plan(ARMS[name], load_causal_model(bench.model), bench.candidates, bench.share, 1)
+    if name == "kappa":
+        assert moved == set(planned.selection.names)
+    elif name == "lora":
+        assert moved == set(adaptable(load_causal_model(bench.model)))
+    else:
+        assert moved == set(begun)
+
+
+def test_experts_are_trained_by_every_arm(bench, tmp_path):
+    """A mixture of experts, whose weights are tensors of three dimensions, in bfloat16."""
+    folder = write_experts(tmp_path / "experts", torch.bfloat16)
+    resolved = resolve(ModelSpec(str(folder), dtype="bfloat16"))
+    candidates = candidates_of(survey(weights_of(load_causal_model(resolved))))
+    mixed = {**bench.trainer, "precision": "bf16-mixed"}
+    share = Share(fraction=0.25, adapted=0.5)
+    bench = replace(bench, model=resolved, candidates=candidates, trainer=mixed, share=share)
+    starts = set()
+    for name, arm in ARMS.items():
+        found = run(bench, arm, 1e-2, 1)
+        losses = found.curve.losses["train"]
+        assert losses[-1] < losses[0], name
+        assert all(math.isfinite(value) for values in found.curve.losses.values() for value in values)
+        starts.add(round(losses[0], 2))
+    assert len(starts) == 1
+
+
+@pytest.mark.parametrize(
+    ("place", "said"),
+    [
+        ({"precision": "bf16-true"}, r"trainer\.precision is bf16-true: give one of 32-true, bf16-mixed, 16-mixed"),
+        ({"precision": "64-true"}, r"trainer\.precision is 64-true: give one of"),
+        ({"strategy": "ddp_spawn", "devices": 2}, r"trainer\.strategy is ddp_spawn, under which atoms does not tune"),
+        ({"strategy": "ddp_notebook", "devices": 2}, r"trainer\.strategy is ddp_notebook, under which atoms does not"),
+        ({"strategy": "nonsense"}, r"trainer: You selected an invalid strategy name"),
+        ({"precision": "bf17"}, r"trainer: Precision 'bf17' is invalid"),
+    ],
+)
+def test_places_where_runs_cannot_be_compared(place, said):
+    with pytest.raises(AtomsError, match=f"^{said}"):
+        make_trainer({"accelerator": "cpu", "devices": 1, **place}, [])
+
+
+@pytest.mark.parametrize("content", ["[]", "{}", '{"arm": "kappa"}', "nothing", "null", '{"curve": {"steps": 3}}'])
+def test_files_that_are_no_run(content, bench):
+    file = bench.folder / "runs" / "kappa-lr0.01-seed1.json"
+    file.parent.mkdir(parents=True)
+    file.write_text(content)
+    with pytest.raises(AtomsError, match=r"seed1\.json is damaged \(.*\): delete it, and it is run again$"):
+        run(bench, ARMS["kappa"], 1e-2, 1)

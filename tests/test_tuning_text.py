@@ -3,13 +3,18 @@
 import numpy as np
 import pytest
 import torch
-from tiny_models import write_llama
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from tiny_models import write_gpt2, write_llama
 from transformers import AutoTokenizer
 
-from atoms.activations import TextFiles
-from atoms.activations.tokenised import tokenise
+from atoms.activations import Corpus, Document, TextFiles
+from atoms.activations.language_model import SpecialTokens
+from atoms.activations.tokenised import Tokenised, tokenise
 from atoms.errors import AtomsError
 from atoms.tuning.text import IGNORED, GeneralText, TaskText, general_split, pack, read_text
+
+laws = settings(deadline=None, max_examples=60)
 
 
 @pytest.fixture(scope="module")
@@ -136,3 +141,126 @@ def test_errors_of_corpora_name_the_settings_of_this_command(tmp_path, tokenizer
         read(TaskText(TextFiles(["nowhere"])), GeneralText(there), tokenizer)
     with pytest.raises(AtomsError, match=r"^general\.corpus\.paths: no \.txt file matches"):
         read(TaskText(there), GeneralText(TextFiles(["nowhere"])), tokenizer)
+
+
+def test_shares_are_looked_at_before_any_text_is(tokenizer):
+    for task, general in (({"val": 0.9, "test": 0.1}, {}), ({"val": -0.1}, {}), ({}, {"share": -1.0})):
+        with pytest.raises(AtomsError, match=r"^(task\.val|general\.share) is "):
+            read(TaskText(TextFiles(["nowhere"]), **task), GeneralText(TextFiles(["nowhere"]), **general), tokenizer)
+
+
+def test_notes_of_corpora_name_the_settings_of_this_command(tmp_path, tokenizer):
+    task, general = folder(tmp_path / "t", documents(12, 30)), folder(tmp_path / "g", documents(13, 12))
+    found = read(TaskText(task, max_tokens=700), GeneralText(general, max_tokens=90), tokenizer)
+    assert found.notes[:2] == (
+        "reading stopped after 18 documents with 720 tokens (task.max_tokens is 700)",
+        "reading stopped after 3 documents with 120 tokens (general.max_tokens is 90)",
+    )
+    assert found.general.tokens == 3 * 41
+    with pytest.raises(AtomsError, match=r"^general\.corpus: split 'held_out' .* or change general\.share$"):
+        read(TaskText(task), GeneralText(general, share=0.001), tokenizer)
+    with pytest.raises(AtomsError, match=r"^task\.corpus: split 'val' .* or change task\.val and task\.test$"):
+        read(TaskText(task, max_tokens=1), GeneralText(general), tokenizer)
+
+
+def test_a_tokenizer_that_cannot_be_used_is_the_models(tmp_path, tokenizer, monkeypatch):
+    corpus = folder(tmp_path / "t", documents(14, 12))
+
+    def confused(tokenizer):
+        raise AtomsError("data.harvest.model.name: cannot tell the special tokens")
+
+    monkeypatch.setattr("atoms.activations.tokenised.special_tokens", confused)
+    with pytest.raises(AtomsError, match=r"^model\.name: cannot tell the special tokens$"):
+        read(TaskText(corpus), GeneralText(corpus), tokenizer)
+
+
+@pytest.mark.parametrize("short", ["val", "general"])
+def test_a_text_of_one_token_tells_no_loss(short, tmp_path, tokenizer):
+    """Where the tokenizer puts nothing around a text, a document may be a single token."""
+    bare = AutoTokenizer.from_pretrained(write_gpt2(tmp_path))
+    many = folder(tmp_path / "many", documents(15, 12))
+    lone = folder(tmp_path / "lone", [*documents(16, 2, 90), [199]])
+    one = folder(tmp_path / "one", [[7]])
+    task, general = (TaskText(lone, val=0.01, test=0.49), many) if short == "val" else (TaskText(many), one)
+    said = {"val": "task.val", "general": "general.corpus"}[short]
+    with pytest.raises(AtomsError, match=rf"^{said} leaves a single token, which tells no loss: give more text$"):
+        read(task, GeneralText(general), bare)
+
+
+@pytest.mark.parametrize(
+    ("around", "end", "expected"),
+    [
+        (((), ()), None, [7, 8, 9]),
+        (((), ()), 3, [7, 8, 3, 9, 3]),
+        (((1,), ()), 3, [1, 7, 8, 3, 1, 9, 3]),
+        (((1,), (2,)), 3, [1, 7, 8, 2, 1, 9, 2]),
+        (((1, 4), (2, 5)), None, [1, 4, 7, 8, 2, 5, 1, 4, 9, 2, 5]),
+    ],
+)
+def test_documents_stand_between_the_tokenizers_own_tokens(around, end, expected):
+    ids = [np.array([7, 8], np.int32), np.array([9], np.int32)]
+    text = Tokenised(ids, None, ids, np.arange(2), SpecialTokens(*around), ())
+    blocks = pack(text, np.array([0, 1]), end, len(expected))
+    assert blocks.ids.tolist() == blocks.labels.tolist() == [expected]
+    assert blocks.targets == len(expected) - 1
+    wide = pack(text, np.array([0, 1]), end, len(expected) + 4)
+    assert wide.labels.tolist() == [expected + [IGNORED] * 4]
+    assert (wide.tokens, wide.targets, len(wide.full)) == (len(expected), len(expected) - 1, 0)
+
+
+@laws
+@given(st.lists(st.integers(0, 9), min_size=1, max_size=12), st.integers(2, 9), st.integers(0, 3))
+def test_no_token_is_lost_and_none_comes_twice(lengths, context, seed):
+    """Whatever the lengths, the blocks read one after the other are the documents in the order asked for."""
+    starts = np.cumsum([100, *lengths])
+    ids = [np.arange(start, start + length, dtype=np.int32) for start, length in zip(starts, lengths, strict=False)]
+    order = np.random.default_rng(seed).permutation(len(ids))
+    blocks = pack(Tokenised(ids, None, ids, np.arange(len(ids)), SpecialTokens((1,), ()), ()), order, 2, context)
+    expected = [token for place in order for token in (1, *ids[place], 2)]
+    flat = blocks.labels.flatten()
+    assert flat[: len(expected)].tolist() == expected
+    assert (flat[len(expected) :] == IGNORED).all()
+    assert flat.numel() - len(expected) < context
+    assert blocks.tokens == len(expected)
+    assert blocks.targets == len(expected) - -(-len(expected) // context)
+    taken = blocks.take(3 * context)
+    assert 1 <= len(taken) <= 3
+    assert all(any(torch.equal(row, other) for other in blocks.ids) for row in taken.ids)
+
+
+def test_another_seed_deals_and_orders_otherwise(tmp_path, tokenizer):
+    task, general = folder(tmp_path / "t", documents(17, 30)), folder(tmp_path / "g", documents(18, 12))
+    first, again, other = (
+        read(TaskText(task), GeneralText(general, share=0.5), tokenizer, seed=seed) for seed in (0, 0, 1)
+    )
+    for name in ("train", "val", "test", "general"):
+        assert torch.equal(getattr(first, name).ids, getattr(again, name).ids)
+        assert sorted(getattr(first, name).ids.flatten()) != sorted(getattr(other, name).ids.flatten())
+
+
+def test_what_belongs_together_is_dealt_together(tokenizer):
+    """Documents of one key are in one split, and general ones of a key are not those of the task."""
+
+    class Keyed(Corpus):
+        def __init__(self, seed, keys):
+            self.rows, self.keys = documents(seed, len(keys)), keys
+
+        def documents(self):
+            for row, key in zip(self.rows, self.keys, strict=True):
+                yield Document(str(key), " ".join(f"w{word}" for word in row), group=key)
+
+        def settings(self):
+            return {}
+
+    task, general = Keyed(19, [str(place % 10) for place in range(40)]), Keyed(20, ["0", "1", None])
+    found = read(TaskText(task, val=0.3, test=0.3), GeneralText(general), tokenizer)
+    assert not any("near-duplicates" in note for note in found.notes)  # keys of two corpora have nothing to do
+    where = {}
+    for name in ("val", "test"):
+        ids = getattr(found, name).ids.flatten().tolist()
+        for row, key in zip(task.rows.tolist(), task.keys, strict=True):
+            inner = [word + 4 for word in row[10:16]]
+            if any(ids[at : at + 6] == inner for at in range(len(ids))):
+                where.setdefault(key, []).append(name)
+    assert where
+    assert all(len(names) == 4 and len(set(names)) == 1 for names in where.values())
