@@ -70,7 +70,7 @@ def test_an_experiment_from_its_settings_to_its_runs(made, database, monkeypatch
     }
     rows = list(csv.DictReader(Path("tune/curves.csv").read_text().splitlines()))
     assert {row["stage"] for row in rows} == {"search", "run"}
-    assert all(bool(row["general_loss"]) == (row["stage"] == "run") for row in rows)
+    assert all(bool(row["test_loss"]) == (row["stage"] == "run") for row in rows)
     assert {file.name for file in Path("tune/figures").iterdir()} == {
         "curves.png", "forgetting.png", "differences.png", "learning_rates.png",
     }  # fmt: skip

@@ -9,7 +9,16 @@ import scipy.stats
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from atoms.tuning.comparison import DEPTHS, common_level, compare, comparisons, forgetting_at, interval, pairs_of
+from atoms.tuning.comparison import (
+    DEPTHS,
+    common_level,
+    compare,
+    comparisons,
+    forgetting_at,
+    forgetting_by_rate,
+    interval,
+    pairs_of,
+)
 from atoms.tuning.curves import Curve
 
 laws = settings(deadline=None, max_examples=60)
@@ -117,6 +126,16 @@ def test_verdicts():
     assert compare("a", "b", runs, "train", 1.0).verdict == "forgets less"
     assert compare("b", "a", runs, "train", 1.0).verdict == "forgets more"
     assert compare("a", "a", runs, "train", 1.0).verdict == "not told apart"
+
+
+def test_what_hangs_on_the_rate_is_asked_at_a_loss_that_all_reach_at_theirs():
+    slow, fast = curve([4.0, 3.5, 3.0], [1.0, 1.2, 1.4]), curve([4.0, 2.0], [1.0, 3.0])
+    searched = {"a": {1e-3: slow, 1e-2: fast}, "b": {1e-3: curve([4.0, 3.8], [1.0, 1.0]), 1e-2: DOWN}}
+    level, found = forgetting_by_rate(searched, {"a": 1e-3, "b": 1e-2})
+    assert level == 3.0
+    assert found["a"] == pytest.approx({1e-3: 0.4, 1e-2: 1.0})
+    assert found["b"][1e-2] == pytest.approx(0.2)
+    assert math.isnan(found["b"][1e-3])
 
 
 def test_every_arm_meets_every_reference_once():

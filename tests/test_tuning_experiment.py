@@ -99,7 +99,7 @@ def test_the_search_goes_on_past_an_end_where_the_best_lies_there(best, tried, b
 
 
 def test_what_is_reported_is_not_looked_at_while_rates_are_tried(bench):
-    assert set(run(bench, ARMS["kappa"], 1e-2, 0).curve.losses) == {"val"}
+    assert set(run(bench, ARMS["kappa"], 1e-2, 0).curve.losses) == {"train", "val", "general"}
     assert set(run(bench, ARMS["kappa"], 1e-2, 1).curve.losses) == set(LOSSES)
 
 

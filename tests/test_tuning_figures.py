@@ -76,7 +76,8 @@ def test_rates_mark_the_one_that_was_taken():
     experiment = found()
     experiment.searched["full"] = searching("full", [1e-3, 1e-2, 1e-1], 1e-1)
     experiment.searched["full"][0].curve.losses["val"][1] = math.nan
-    (axes,) = draw(experiment)["learning_rates"].axes
+    axes, beside = draw(experiment)["learning_rates"].axes
+    assert list(lines(beside, "kappa")[1]) == pytest.approx([1e-3, 1e-2, 1e-1])  # forgetting grows with the rate
     assert list(lines(axes, "full")[0]) == [1e-2, 1e-1]  # what diverged is not drawn
     dots = [line.get_xdata()[0] for line in axes.get_lines() if line.get_marker() == "o"]
     assert dots == [1e-1, 1e-2, 1e-2]

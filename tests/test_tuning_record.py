@@ -28,8 +28,8 @@ def searching(arm, rates, best):
     """Runs of a search whose lowest validation loss is at one of the rates."""
     made = []
     for lr in rates:
-        only = {"val": [5.0, 4.0 + abs(math.log(lr / best))]}
-        made.append(Run(arm, lr, 0, 10, None, [], Curve([0, 8], [0, 512], only)))
+        asked = {"train": [4.0, 3.0], "val": [5.0, 4.0 + abs(math.log(lr / best))], "general": [3.0, 3.0 + lr]}
+        made.append(Run(arm, lr, 0, 10, None, [], Curve([0, 8], [0, 512], asked)))
     return made
 
 
@@ -117,13 +117,14 @@ def test_curves_as_lines():
     assert [float(row[f"{name}_loss"]) for name in LOSSES] == [made.losses[name][2] for name in LOSSES]
     assert float(row["forgetting"]) == made.forgetting()[2]
     tried = [row for row in rows if row["stage"] == "search"]
-    assert all(row["train_loss"] == row["test_loss"] == row["general_loss"] == row["forgetting"] == "" for row in tried)
+    assert all(row["test_loss"] == "" for row in tried)
+    assert {row["forgetting"] for row in tried if row["step"] == "0"} == {"0.0"}
     assert {row["val_loss"] for row in tried if row["step"] == "0"} == {"5.0"}
 
 
 def test_tables_show_every_arm_and_every_pair():
     out = printed(found())
-    lines = {line.split("  ")[0]: line.split() for line in out.splitlines() if line.strip()}
+    lines = {line.split("  ")[0]: line.split() for line in reversed(out.splitlines()) if line.strip()}
     assert lines["at the start"][-4:] == ["0", "4.000", "6.000", "0"]
     ends = 2.0 * (1 + np.array([1, 2, 3]) / 50)
     assert f"{4 - ends.mean():.3f}" in lines["full"]
@@ -135,6 +136,16 @@ def test_tables_show_every_arm_and_every_pair():
     level, ours, theirs, difference = rows[0].split()[3:7]
     assert (level, ours, theirs, difference) == ("2.980", "+0.102", "+0.204", "-0.102")
     assert "-0.051 (-0.051 to -0.051)" in rows[0]  # half-way down, half as much
+
+
+def test_forgetting_is_shown_at_every_rate_and_the_one_taken_is_marked():
+    out = printed(found()).splitlines()
+    (head,) = (at for at, line in enumerate(out) if line.startswith("forgetting at training loss 3.000, seed 0"))
+    assert out[head].split()[-3:] == ["0.001", "0.01", "0.1"]
+    assert [out[head + row].split() for row in (1, 2, 3)] == [
+        [arm, "+0.001", "+0.010*", "+0.100"] for arm in ("full", "lora", "kappa")
+    ]
+    assert to_json(found(), {})["by_rate"]["forgetting"]["kappa"][0.1] == pytest.approx(0.1)
 
 
 def test_one_seed_is_said_to_be_one_and_no_number_is_not():

@@ -129,6 +129,26 @@ def compare(
     )
 
 
+def forgetting_by_rate(
+    searched: Mapping[str, Mapping[float, Curve]], taken: Mapping[str, float]
+) -> tuple[float, dict[str, dict[float, float]]]:
+    """How much of what an arm forgets hangs on its learning rate.
+
+    Args:
+        searched: Curves by arm and rate, one seed each.
+        taken: The rate of each arm.
+
+    Returns:
+        The lowest training loss that all arms reach at the rates taken, and forgetting there by arm and rate, in nats a
+        token; NaN at rates that do not come down to it.
+    """
+    level = common_level([curves[taken[arm]] for arm, curves in searched.items()], "train", DEPTHS[-1])
+    return level, {
+        arm: {lr: forgetting_at(curve, "train", level) for lr, curve in curves.items()}
+        for arm, curves in searched.items()
+    }
+
+
 def interval(differences: np.ndarray[Any, Any]) -> tuple[float, float, float]:
     """Mean of independent differences and its 95 % interval by Student's t; NaN ends for a single one.
 

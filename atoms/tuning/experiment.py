@@ -29,9 +29,10 @@ from atoms.tuning.kappa_tune import KappaTune
 from atoms.tuning.language_model import CausalLM, batches
 from atoms.tuning.text import Text
 
-_VERSION = 1
-ASKED_IN_SEARCH = ("val",)
-"""Losses that are measured while rates are tried: nothing that is reported is looked at then."""
+_VERSION = 2
+ASKED_IN_SEARCH = ("train", "val", "general")
+"""Losses that are measured while rates are tried. ``val`` alone chooses; the others tell how much hangs on the choice.
+The test text is not looked at."""
 _STEP = 10**0.5
 """From one learning rate to the next where the search goes on past the end of the list."""
 _PRECISIONS = ("32-true", "bf16-mixed", "16-mixed")

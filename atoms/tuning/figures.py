@@ -8,10 +8,10 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from atoms.figures import INK, QUIET, canvas, panels, tint
+from atoms.figures import INK, QUIET, panels, tint
 from atoms.tuning.comparison import AXES, DEPTHS
 from atoms.tuning.curves import Curve
-from atoms.tuning.experiment import Run, best_of
+from atoms.tuning.experiment import best_of
 from atoms.tuning.record import Found
 
 _COLOURS = {
@@ -114,19 +114,27 @@ def paired_differences(found: Found) -> Figure:
 
 
 def rates(found: Found) -> Figure:
-    """The search for learning rates: lowest validation loss at each, the one taken marked.
+    """The search for learning rates: lowest validation loss and forgetting at one training loss, the rate taken marked.
 
     Args:
         found: The experiment.
     """
-    figure, axes = canvas("Learning rates", "learning rate", "lowest validation loss, nats a token")
+    level, table = found.by_rate
+    figure, axes = panels(
+        ("Learning rates", "learning rate", "lowest validation loss, nats a token"),
+        (f"At training loss {level:.2f}", "learning rate", "forgetting, nats a token"),
+    )
     for arm, runs in found.searched.items():
-        tried = [run for run in runs if np.isfinite(run.best)]
-        axes.plot([run.lr for run in tried], [run.best for run in tried], color=_COLOURS[arm], lw=1.4, label=arm)
-        taken: Run = best_of(runs)
-        axes.plot(taken.lr, taken.best, "o", color=_COLOURS[arm], ms=5)
-    axes.set_xscale("log")
-    _legend(figure, axes, len(found.searched))
+        taken = best_of(runs)
+        losses = {run.lr: run.best for run in runs}
+        for panel, values in zip(axes, (losses, table[arm]), strict=True):
+            tried = [lr for lr in values if np.isfinite(values[lr])]
+            panel.plot(tried, [values[lr] for lr in tried], color=_COLOURS[arm], lw=1.4, label=arm)
+            if taken.lr in tried:
+                panel.plot(taken.lr, values[taken.lr], "o", color=_COLOURS[arm], ms=5)
+    for panel in axes:
+        panel.set_xscale("log")
+    _legend(figure, axes[0], len(found.searched))
     return figure
 
 

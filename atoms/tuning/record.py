@@ -12,7 +12,7 @@ import numpy as np
 from rich.console import Group
 from rich.table import Table
 
-from atoms.tuning.comparison import AXES, DEPTHS, Paired, interval, pairs_of
+from atoms.tuning.comparison import AXES, DEPTHS, Paired, forgetting_by_rate, interval, pairs_of
 from atoms.tuning.curves import LOSSES, Curve
 from atoms.tuning.experiment import Run, best_of
 
@@ -40,6 +40,12 @@ class Found:
         """Curves by arm and seed."""
         return {arm: {run.seed: run.curve for run in runs} for arm, runs in self.runs.items()}
 
+    @property
+    def by_rate(self) -> tuple[float, dict[str, dict[float, float]]]:
+        """A training loss, and what each arm has forgotten there at each rate that was tried."""
+        searched = {arm: {run.lr: run.curve for run in runs} for arm, runs in self.searched.items()}
+        return forgetting_by_rate(searched, {arm: best_of(runs).lr for arm, runs in self.searched.items()})
+
     def at_edge(self, arm: str) -> bool:
         """Whether the rate taken is the lowest or highest tried, so that a better one may lie beyond.
 
@@ -62,6 +68,7 @@ def to_json(found: Found, settings: Mapping[str, Any]) -> dict[str, Any]:
         "settings": settings,
         "start": found.start,
         "numbers": numbers(found),
+        "by_rate": {"train_loss": (rated := found.by_rate)[0], "forgetting": rated[1]},
         "compared": [paired.to_json() for paired in found.compared],
         "searched": {arm: [run.to_json() for run in runs] for arm, runs in found.searched.items()},
         "runs": {arm: [run.to_json() for run in runs] for arm, runs in found.runs.items()},
@@ -123,7 +130,20 @@ def screen(found: Found) -> Group:
             table.add_row(f"{arm} - {reference}", *values, *differences, full.verdict)
         if table.row_count:
             tables.append(table)
-    return Group(*(part for table in tables for part in (table, "")))
+    return Group(*(part for table in [*tables, _by_rate(found)] for part in (table, "")))
+
+
+def _by_rate(found: Found) -> Table:
+    level, table = found.by_rate
+    rates = sorted({lr for row in table.values() for lr in row})
+    out = Table(f"forgetting at training loss {level:.3f}, seed 0, by rate (* taken)", box=None, pad_edge=False)
+    for lr in rates:
+        out.add_column(f"{lr:g}", justify="right", no_wrap=True)
+    for arm, row in table.items():
+        marks = {best_of(found.searched[arm]).lr: "*"}
+        known = {lr: f"{value:+.3f}{marks.get(lr, ' ')}" for lr, value in row.items() if math.isfinite(value)}
+        out.add_row(arm, *(known.get(lr, "") for lr in rates))
+    return out
 
 
 def notes(found: Found, references: Sequence[str]) -> list[str]:
