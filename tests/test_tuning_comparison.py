@@ -6,7 +6,7 @@ import math
 import numpy as np
 import pytest
 import scipy.stats
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from atoms.tuning.comparison import (
@@ -190,11 +190,20 @@ def test_points_in_between_change_nothing(few, many, level):
 
 
 @laws
+@given(st.floats(0.1, 4.9))
+@example(0.11286857373929429)
+def test_the_lowest_common_loss_is_one_that_was_measured(lowest):
+    made = curve([5.0, lowest], [1.0, 2.0])
+    assert common_level([made], "train", 1.0) == lowest
+    assert forgetting_at(made, "train", common_level([made], "train", 1.0)) == 1.0
+
+
+@laws
 @given(st.lists(st.floats(0.1, 5), min_size=2, max_size=12), st.floats(0, 1), st.floats(0, 1))
 def test_a_deeper_level_is_reached_later(losses, one, other):
     """Where forgetting only grows, it is no less at a lower loss, and it lies between what was measured."""
     made = curve([5.0, *losses], [float(place) for place in range(len(losses) + 1)])
-    high, low = (5 - share * (5 - min(losses)) for share in sorted((one, other)))
+    high, low = (max(min(losses), 5 - share * (5 - min(losses))) for share in sorted((one, other)))
     first, last = forgetting_at(made, "train", high), forgetting_at(made, "train", low)
     assert 0 <= first <= last + 1e-9 <= len(losses) + 1e-9
 

@@ -95,8 +95,8 @@ def common_level(curves: Sequence[Curve], axis: Axis, depth: float) -> float:
         depth: Share of the way from the loss at the start to the lowest that all of them reach.
     """
     start = min(curve.losses[axis][0] for curve in curves)
-    lowest = max(min(curve.losses[axis]) for curve in curves)
-    return start - depth * (start - min(lowest, start))
+    lowest = min(start, max(min(curve.losses[axis]) for curve in curves))
+    return lowest + (1 - depth) * (start - lowest)  # never below what was measured, by rounding either
 
 
 def compare(
