@@ -154,13 +154,12 @@ class Bench:
         return self.recipe.batch_size * self.text.train.ids.shape[1]
 
 
-def search(bench: Bench, arm: Arm, logged: Callable[[Run], None] = lambda _: None) -> list[Run]:
+def search(bench: Bench, arm: Arm) -> list[Run]:
     """Try learning rates, and go on beyond an end of the list while the best lies there.
 
     Args:
         bench: What all runs share.
         arm: The arm.
-        logged: Called with every run.
 
     Returns:
         The runs, by ascending rate; `best_of` says which rate is taken.
@@ -170,7 +169,6 @@ def search(bench: Bench, arm: Arm, logged: Callable[[Run], None] = lambda _: Non
 
     def try_(lr: float) -> None:
         found[lr] = run(bench, arm, lr, 0)
-        logged(found[lr])
 
     for lr in recipe.learning_rates:
         try_(lr)

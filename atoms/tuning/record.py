@@ -13,7 +13,7 @@ from rich.console import Group
 from rich.table import Table
 
 from atoms.tuning.comparison import AXES, DEPTHS, Paired, forgetting_by_rate, interval, pairs_of
-from atoms.tuning.curves import LOSSES, Curve
+from atoms.tuning.curves import LOSSES
 from atoms.tuning.experiment import Run, best_of
 
 
@@ -34,11 +34,6 @@ class Found:
     searched: Mapping[str, Sequence[Run]]
     runs: Mapping[str, Sequence[Run]]
     compared: Sequence[Paired]
-
-    @property
-    def curves(self) -> dict[str, dict[int, Curve]]:
-        """Curves by arm and seed."""
-        return {arm: {run.seed: run.curve for run in runs} for arm, runs in self.runs.items()}
 
     @property
     def by_rate(self) -> tuple[float, dict[str, dict[float, float]]]:
