@@ -191,9 +191,3 @@ def test_notes_say_what_a_reader_of_the_tables_would_miss():
     for each in nothing.searched["lora"]:
         each.curve.losses["val"][1] += 9
     assert notes(nothing, REFERENCES)[1:] == ["lora: no rate lowers the validation loss"]
-
-
-def test_curves_by_arm_and_seed():
-    experiment = found()
-    assert experiment.curves["kappa"][2] is experiment.runs["kappa"][1].curve
-    assert [list(curves) for curves in experiment.curves.values()] == [[1, 2, 3]] * 3
