@@ -45,6 +45,7 @@ from atoms.errors import AtomsError
 from atoms.memory import peak_memory
 from atoms.processes import leave_at_exit
 from atoms.progress import Meter, duration, size
+from atoms.silent_trainer import silent_trainer
 
 
 class ForwardBatch:
@@ -312,14 +313,7 @@ def harvest(settings: HarvestSpec, path: Where, trainer_settings: dict[str, Any]
     place = locate(path)
     with StoreLock(place) if first else nullcontext():
         module = _prepare(settings, place)
-        trainer = L.Trainer(
-            **{**trainer_settings, **settings.trainer},
-            logger=False,
-            enable_checkpointing=False,
-            enable_progress_bar=False,
-            enable_model_summary=False,
-            use_distributed_sampler=False,
-        )
+        trainer = silent_trainer({**trainer_settings, **settings.trainer})
         with module.running:
             trainer.predict(module, return_predictions=False)
 

@@ -16,7 +16,6 @@ from typing import Any, TypeVar
 import lightning as L
 import torch
 import torch.distributed as dist
-from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.utilities import rank_zero_only
 from threadpoolctl import threadpool_limits
 
@@ -31,6 +30,7 @@ from atoms.checks.sentence import sentence
 from atoms.checks.settings import CheckSettings
 from atoms.errors import AtomsError, printable
 from atoms.progress import Meter
+from atoms.silent_trainer import silent_trainer
 from atoms.units import Unit
 
 SPLITS = ("val", "train")
@@ -81,7 +81,7 @@ def certify(
     examination = _Examination(unit, train, held_out, settings, others, speaks)
     settings_of_trainer = {"accelerator": "auto", "devices": "auto", "strategy": "auto", **(trainer or {})}
     with _fitting_threads(unit.atoms.numel()):
-        _silent_trainer(settings_of_trainer).validate(examination, verbose=False)
+        _trainer(settings_of_trainer).validate(examination, verbose=False)
         return examination.finish()
 
 
@@ -113,7 +113,7 @@ def _site(unit: Unit, data: ActivationDataModule, site: str | None) -> str:
     return found
 
 
-def _silent_trainer(settings: dict[str, Any]) -> L.Trainer:
+def _trainer(settings: dict[str, Any]) -> L.Trainer:
     if torch.backends.mps.is_available() and settings["accelerator"] in ("auto", "gpu", "mps"):
         # Apple's devices have no float64, in which theorems are checked.
         settings = {
@@ -121,17 +121,7 @@ def _silent_trainer(settings: dict[str, Any]) -> L.Trainer:
             "accelerator": "cpu",
             "devices": 1 if settings["devices"] == "auto" else settings["devices"],
         }
-    try:
-        return L.Trainer(
-            **settings,
-            logger=False,
-            enable_checkpointing=False,
-            enable_progress_bar=False,
-            enable_model_summary=False,
-            use_distributed_sampler=False,
-        )
-    except (MisconfigurationException, ValueError, TypeError) as error:
-        raise AtomsError(f"trainer: {printable(str(error))}") from error
+    return silent_trainer(settings)
 
 
 @dataclass

@@ -1,12 +1,9 @@
 """``atoms conditioning``: condition numbers of a model's weights, what else spectra say, and its sites by them."""
 
 import fnmatch
-import io
 import json
 import os
 import re
-import sys
-import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,8 +13,8 @@ import torch
 from safetensors import safe_open
 
 from atoms import __version__
-from atoms.activations.files import write_file
 from atoms.activations.language_model import ModelSpec, resolve, weight_files
+from atoms.commands.findings import folder_name, log, png, write
 from atoms.commands.parser import AtomsArgumentParser, quiet, readable
 from atoms.conditioning.checkpoint import weights_in
 from atoms.conditioning.figures import FIGURES, draw
@@ -29,8 +26,6 @@ from atoms.conditioning.weights import Weight
 from atoms.errors import AtomsError, printable
 from atoms.memory import require_memory
 from atoms.progress import Meter, duration, size
-from atoms.training.certificate_log import NOWHERE
-from atoms.training.mlflow_logger import AtomsMLFlowLogger
 
 FILE = "conditioning"
 Sort = Literal["kappa", "relative", "effective_rank", "entropy_loss", "channel_share", "parameters", "name"]
@@ -117,7 +112,7 @@ def conditioning(settings: Any) -> list[Condition]:
     _require(settings)
     device = _device(settings.device)
     source = _files(settings.file) if settings.file else _model(settings.model, settings.revision)
-    folder = Path(settings.output) / _slug(source.title)
+    folder = Path(settings.output) / folder_name(source.title, "weights")
     _require_writable(folder, settings.output)
     weights = _chosen(weights_in(source.files, source.family), settings.include, settings.exclude)
     _say_cost(source, weights, settings.max_dim, device)
@@ -127,12 +122,19 @@ def conditioning(settings: Any) -> list[Condition]:
     for note in notes:
         print(f"note        {note}")
     content = _texts(source, conditions, sites, notes, settings, device)
-    _write(folder, content, settings.output)
-    pictures = _pictures(conditions)
-    _write(folder, pictures, settings.output)
+    write(folder, content, settings.output)
+    pictures = png(draw(conditions))
+    write(folder, pictures, settings.output)
     _sweep(folder, pictures)
     print(f"found       {folder}/")
-    _log(source, conditions, content | pictures, settings)
+    log(
+        settings,
+        source.title,
+        {"command": "conditioning", "source": source.name, "identity": source.identity or ""},
+        {"model": source.name, "max_dim": settings.max_dim, "snr": settings.snr, "matrices": len(conditions)},
+        numbers(conditions),
+        content | pictures,
+    )
     return conditions
 
 
@@ -303,18 +305,6 @@ def _texts(
     }
 
 
-def _pictures(conditions: Sequence[Condition]) -> dict[str, bytes]:
-    """Files by name."""
-    found: dict[str, bytes] = {}
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "Glyph .* missing from font", UserWarning)  # names are whole in the tables
-        for name, figure in draw(conditions).items():
-            picture = io.BytesIO()
-            figure.savefig(picture, format="png", dpi=120)
-            found[f"{name}.png"] = picture.getvalue()
-    return found
-
-
 def _require_writable(folder: Path, output: str) -> None:
     """Now rather than after hours."""
     there = folder
@@ -324,51 +314,8 @@ def _require_writable(folder: Path, output: str) -> None:
         raise AtomsError(f"output is {output}, where nothing can be written: name another folder")
 
 
-def _write(folder: Path, content: dict[str, bytes], output: str) -> None:
-    """Each file whole or not at all."""
-    try:
-        for name, each in content.items():
-            write_file(folder / name, each)
-    except OSError as error:
-        raise AtomsError(
-            f"output is {output}, where nothing can be written ({error.strerror}): name another folder"
-        ) from error
-
-
 def _sweep(folder: Path, pictures: dict[str, bytes]) -> None:
     """Remove an earlier survey's pictures that are not drawn now: they would be taken for this one's."""
     for name in FIGURES:
         if f"{name}.png" not in pictures:
             (folder / f"{name}.png").unlink(missing_ok=True)
-
-
-def _slug(title: str) -> str:
-    """A title as the name of a folder."""
-    return "-".join("".join(c if c.isascii() and c.isalnum() else " " for c in title).split()).lower()[:80] or "weights"
-
-
-def _log(source: Source, conditions: Sequence[Condition], content: dict[str, bytes], settings: Any) -> None:
-    """Keep it as a run, unless that is not wanted; what is found is on disk whatever happens here."""
-    if settings.tracking_uri == NOWHERE:
-        return
-    try:
-        run = AtomsMLFlowLogger(
-            experiment_name=settings.experiment,
-            run_name=source.title,
-            tracking_uri=settings.tracking_uri,
-            tags={"command": "conditioning", "source": source.name, "identity": source.identity or ""},
-            synchronous=True,
-        )
-        run.log_hyperparams(
-            {"model": source.name, "max_dim": settings.max_dim, "snr": settings.snr, "matrices": len(conditions)}
-        )
-        run.log_at({f"conditioning/{name}": value for name, value in numbers(conditions).items()}, 0)
-        for name, each in content.items():
-            if name.endswith(".png"):
-                run.log_picture(each, name.removesuffix(".png"))
-            else:
-                run.log_text(each.decode(), name)
-        run.finalize("success")
-        print(f"logged      run {run.run_id} in {run.tracking_uri}")
-    except AtomsError as error:
-        print(f"note     not logged: {printable(str(error))}", file=sys.stderr)

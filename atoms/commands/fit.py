@@ -24,10 +24,11 @@ from atoms.precision import use_fast_float32
 from atoms.processes import leave_at_exit
 from atoms.progress import duration, size
 from atoms.sae import default_lr
+from atoms.silent_trainer import silent_trainer
 from atoms.training import checkpoint
 from atoms.training.checkpoint_file import SealedCheckpointIO
 from atoms.training.codes_writer import CodesWriter
-from atoms.training.evaluation import judge, log_child, log_final, show, silent_trainer, summaries_of
+from atoms.training.evaluation import judge, log_child, log_final, show, summaries_of
 from atoms.training.mlflow_logger import AtomsMLFlowLogger
 from atoms.training.module import TSAEModule
 from atoms.training.parallel import TensorParallel, fresh, supported

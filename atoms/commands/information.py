@@ -1,6 +1,5 @@
 """``atoms information``: whether components determine what they are components of, and what atoms tell of rows."""
 
-import io
 import math
 import sys
 import warnings
@@ -12,15 +11,15 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-from atoms.activations.files import write_file
 from atoms.activations.location import locate
 from atoms.activations.store import ActivationStore
 from atoms.checks.certificate import Certificate
 from atoms.checks.information.check import Information
 from atoms.checks.registry import CHECKS
+from atoms.commands.findings import folder_name, log, png, write
 from atoms.commands.parser import AtomsArgumentParser, is_first_rank, quiet, readable
 from atoms.commands.validate import add_arguments, judge, question_of
-from atoms.errors import AtomsError, printable
+from atoms.errors import AtomsError
 from atoms.information.estimation import FewSamplesWarning
 from atoms.information.figures import draw
 from atoms.information.reconstruction import Problem, Reconstruction, perfect_reconstruction
@@ -28,8 +27,6 @@ from atoms.information.record import numbers, screen, to_json
 from atoms.information.tables import table_problem
 from atoms.information.variable import SampleSpace
 from atoms.processes import leave_at_exit
-from atoms.training.certificate_log import NOWHERE
-from atoms.training.mlflow_logger import AtomsMLFlowLogger
 
 FILE = "information.json"
 _UNIT = "a unit (--ckpt_path, --unit, --units)"
@@ -249,46 +246,16 @@ def solve(problem: Problem, built: Any) -> Reconstruction:
     if not sys.stdout.isatty():
         console.width = 110
     console.print(screen(found, plain=built.plain))
-    folder = Path(built.output) / _folder(problem.title)
-    picture = io.BytesIO()
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "Glyph .* missing from font", UserWarning)  # names are whole on the screen
-        draw(found).savefig(picture, format="png", dpi=120)
-    text = to_json(found)
-    try:
-        write_file(folder / "plane.png", picture.getvalue())
-        write_file(folder / FILE, text.encode())
-    except OSError as error:
-        raise AtomsError(
-            f"output is {built.output}, where nothing can be written ({error.strerror}): name another folder"
-        ) from error
+    folder = Path(built.output) / folder_name(problem.title, "problem")
+    content = png({"plane": draw(found)}) | {FILE: to_json(found).encode()}
+    write(folder, content, built.output)
     print(f"found       {folder}/")
-    _log(problem, found, text, picture.getvalue(), built)
+    log(
+        built,
+        problem.title,
+        {"command": "information", "verdict": str(found.verdict), "source": problem.source},
+        {"problem": problem.title, "components": len(found.components), "values": found.size},
+        numbers(found),
+        content,
+    )
     return found
-
-
-def _folder(title: str) -> str:
-    """A title as the name of a folder."""
-    return "-".join("".join(c if c.isascii() and c.isalnum() else " " for c in title).split()).lower()[:80] or "problem"
-
-
-def _log(problem: Problem, found: Reconstruction, text: str, picture: bytes, built: Any) -> None:
-    """Keep it as a run, unless that is not wanted; what is found is on disk whatever happens here."""
-    if built.tracking_uri == NOWHERE:
-        return
-    try:
-        run = AtomsMLFlowLogger(
-            experiment_name=built.experiment,
-            run_name=problem.title,
-            tracking_uri=built.tracking_uri,
-            tags={"command": "information", "verdict": str(found.verdict), "source": problem.source},
-            synchronous=True,
-        )
-        run.log_hyperparams({"problem": problem.title, "components": len(found.components), "values": found.size})
-        run.log_at({f"information/{name}": value for name, value in numbers(found).items()}, 0)
-        run.log_text(text, FILE)
-        run.log_picture(picture, "plane")
-        run.finalize("success")
-        print(f"logged      run {run.run_id} in {run.tracking_uri}")
-    except AtomsError as error:
-        print(f"note     not logged: {printable(str(error))}", file=sys.stderr)

@@ -3,44 +3,17 @@
 import math
 import sys
 from pathlib import Path
-from typing import Any
 
 import lightning as L
-from lightning.fabric.utilities.exceptions import MisconfigurationException
-from lightning.pytorch.callbacks import ProgressBar
 from rich.console import Console
 
 from atoms.activations.datamodule import ActivationDataModule
-from atoms.errors import AtomsError, printable
+from atoms.errors import printable
 from atoms.training import checkpoint
 from atoms.training.mlflow_logger import AtomsMLFlowLogger, child_run
 from atoms.training.module import TSAEModule
 from atoms.training.outbox import short
 from atoms.training.summary import Summary, draw, summarise, table
-
-
-def silent_trainer(settings: dict[str, Any], bar: ProgressBar | None = None) -> L.Trainer:
-    """A trainer that only runs loops: no logger, no checkpoints, and no bar unless it is given one.
-
-    Args:
-        settings: Where to run: accelerator, devices, strategy, num_nodes, precision.
-        bar: How far it is, for people.
-
-    Raises:
-        AtomsError: If there is no such place.
-    """
-    try:
-        return L.Trainer(
-            **settings,
-            logger=False,
-            enable_checkpointing=False,
-            enable_progress_bar=bar is not None,
-            callbacks=[bar] if bar else [],
-            enable_model_summary=False,
-            use_distributed_sampler=False,
-        )
-    except (MisconfigurationException, ValueError, TypeError) as error:
-        raise AtomsError(f"trainer: {printable(str(error))}") from error
 
 
 def judge(

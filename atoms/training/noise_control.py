@@ -16,7 +16,7 @@ from atoms.activations.synthetic import store_spec, write_rows
 from atoms.errors import AtomsError
 from atoms.progress import size
 from atoms.sae import ThresholdSAE
-from atoms.training.evaluation import silent_trainer
+from atoms.silent_trainer import silent_trainer
 from atoms.training.module import TSAEModule
 from atoms.training.progress_bar import FitProgress
 
@@ -75,7 +75,7 @@ def train_on_noise(
     # No row of the noise may be left out: the number of steps follows from the number of rows.
     noise_data = ActivationDataModule(store=str(folder), **{**data.order_settings(), "max_norm": None})
     length = {"max_steps": -1, **{key: value for key, value in trainer_settings.items() if value is not None}}
-    trainer = silent_trainer({**length, "num_sanity_val_steps": 0, "limit_val_batches": 0}, FitProgress("noise"))
+    trainer = silent_trainer({**length, "num_sanity_val_steps": 0, "limit_val_batches": 0}, [FitProgress("noise")])
     trainer.fit(module, datamodule=noise_data)
     whole = {name: module.member(name).sae.whole() for name in module.configs}
     return {name: sae.cpu().requires_grad_(False) for name, sae in whole.items() if sae is not None}, noise_data

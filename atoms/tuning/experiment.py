@@ -13,7 +13,6 @@ from typing import Any
 
 import lightning as L
 import torch
-from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy
 from lightning.pytorch.strategies.launchers import _MultiProcessingLauncher
 from lightning.pytorch.utilities import rank_zero_only
@@ -22,7 +21,8 @@ from torch import nn
 from atoms.activations.files import write_file
 from atoms.activations.language_model import ResolvedModel, load_causal_model, load_tokenizer, quiet_transformers
 from atoms.conditioning.selection import Candidate
-from atoms.errors import AtomsError, printable
+from atoms.errors import AtomsError
+from atoms.silent_trainer import silent_trainer
 from atoms.tuning.arms import Arm, Plan, Share, plan
 from atoms.tuning.curves import LOSSES, Curve, Recorder
 from atoms.tuning.kappa_tune import KappaTune
@@ -258,7 +258,7 @@ def _save(model: Any, planned: Plan, source: ResolvedModel, folder: Path) -> Non
 
 
 def make_trainer(place: dict[str, Any], callbacks: list[L.Callback], **settings: Any) -> L.Trainer:
-    """A trainer without logger, checkpoints and bar.
+    """A silent trainer under which runs can be compared.
 
     Args:
         place: Where to run.
@@ -268,19 +268,7 @@ def make_trainer(place: dict[str, Any], callbacks: list[L.Callback], **settings:
     Raises:
         AtomsError: If there is no such place, or runs cannot be compared there.
     """
-    try:
-        trainer = L.Trainer(
-            **place,
-            callbacks=callbacks,
-            logger=False,
-            enable_checkpointing=False,
-            enable_progress_bar=False,
-            enable_model_summary=False,
-            use_distributed_sampler=False,
-            **settings,
-        )
-    except (MisconfigurationException, ValueError, TypeError) as error:
-        raise AtomsError(f"trainer: {printable(str(error))}") from error
+    trainer = silent_trainer(place, callbacks, **settings)
     # Losses are measured by this very object, in these processes; a sharded model could not be asked.
     spawning = isinstance(trainer.strategy.launcher, _MultiProcessingLauncher)
     if spawning or not isinstance(trainer.strategy, SingleDeviceStrategy | DDPStrategy):
