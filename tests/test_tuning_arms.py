@@ -106,6 +106,19 @@ def test_arms_train_what_they_say(make, name, tmp_path):
     assert not {"embed_tokens", "lm_head"} & {part for each in planned.selection.names for part in each.split(".")}
 
 
+def test_patterns_bind_all_arms_but_full(tmp_path):
+    model = dense(tmp_path)
+    share = Share(fraction=0.25, adapted=0.5, include=("*.mlp.*",), exclude=("*.down_proj.*",))
+    for arm in ARMS.values():
+        planned = plan(arm, model, surveyed(model), share, 1)
+        if arm.method != "full":
+            named = set(planned.adapters or planned.selection.names)
+            assert {name.split(".")[-2] for name in named} <= {"gate_proj", "up_proj"}, arm.name
+    wrapped = plan(ARMS["lora"], model, surveyed(model), share, 1).apply(model)
+    parts = {name.partition(".lora_")[0] for name, value in wrapped.named_parameters() if value.requires_grad}
+    assert {part.rpartition(".")[2] for part in parts} == {"gate_proj", "up_proj"}
+
+
 def test_seeds_deal_random_choices_alone(tmp_path):
     model = dense(tmp_path)
     found, share = surveyed(model), Share(fraction=0.3)
@@ -144,6 +157,7 @@ def test_shares_that_say_nothing(settings, said):
     [
         ("kappa", {"parameters": 10}, "budget: parameters is 10, and the smallest tensor has 256"),
         ("kappa", {"fraction": 0.5, "include": ("nothing*",)}, "budget: no tensor of 16 may be chosen"),
+        ("lora", {"fraction": 0.5, "exclude": ("*",)}, r"budget: no tensor may get an adapter \(include=\[\], exc"),
         ("lora", {"parameters": 10}, "budget of 10 parameters: adapters of rank 1 on 14 tensors have"),
         ("kappa_lora", {"parameters": 4000, "adapted": 0.01}, "would need rank"),
     ],

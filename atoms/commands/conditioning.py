@@ -1,6 +1,5 @@
 """``atoms conditioning``: condition numbers of a model's weights, what else spectra say, and its sites by them."""
 
-import fnmatch
 import json
 import os
 import re
@@ -19,6 +18,7 @@ from atoms.commands.parser import AtomsArgumentParser, quiet, readable
 from atoms.conditioning.checkpoint import weights_in
 from atoms.conditioning.figures import FIGURES, draw
 from atoms.conditioning.record import numbers, screen, to_csv, to_json
+from atoms.conditioning.selection import admits
 from atoms.conditioning.site_weights import SiteCondition, rank_sites, site_writers
 from atoms.conditioning.survey import MAX_DIM, SNR, Condition, cost, survey
 from atoms.conditioning.timing import survey_seconds, working_memory
@@ -193,12 +193,7 @@ def _files(names: Sequence[str]) -> Source:
 
 def _chosen(weights: Sequence[Weight], include: Sequence[str], exclude: Sequence[str]) -> list[Weight]:
     """Tensors whose names fit, those outside of blocks first, then block after block."""
-    found = [
-        weight
-        for weight in weights
-        if (not include or any(fnmatch.fnmatchcase(weight.name, pattern) for pattern in include))
-        and not any(fnmatch.fnmatchcase(weight.name, pattern) for pattern in exclude)
-    ]
+    found = [weight for weight in weights if admits(weight.name, include, exclude)]
     if not found:
         raise AtomsError(
             f"include={list(include)} and exclude={list(exclude)} leave none of {len(weights)} tensors "

@@ -47,7 +47,7 @@ from atoms.tuning.record import Found, csv_rows, notes, numbers, screen, to_json
 from atoms.tuning.text import GeneralText, TaskText, Text, read_text
 
 FILE = "tune.json"
-_USUAL = ["full", "lora", "kappa", "kappa_lora", "reversed", "random", "relative"]
+_USUAL = ["full", "lora", "kappa", "kappa_lora", "reversed", "random", "random_lora", "relative"]
 
 
 def run(words: list[str]) -> None:
@@ -74,7 +74,7 @@ def run(words: list[str]) -> None:
     parser.add_argument(
         "--references",
         type=list[str],
-        default=["full", "lora", "random"],
+        default=["full", "lora", "random", "random_lora"],
         help="Arms to hold the others against.",
     )
     parser.add_argument("--budget", type=Share, help="What all arms but full train.")

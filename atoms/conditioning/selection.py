@@ -225,9 +225,7 @@ def select(
     named = [
         each
         for each in candidates
-        if (embeddings or each.kind not in ("embedding", "unembedding"))
-        and (not include or _fits(each.name, include))
-        and not _fits(each.name, exclude)
+        if (embeddings or each.kind not in ("embedding", "unembedding")) and admits(each.name, include, exclude)
     ]
     open_to = [each for each in named if each.exact]
     if not open_to:
@@ -263,8 +261,19 @@ def _within(ordered: list[Candidate], budget: Budget) -> list[Candidate]:
     return chosen
 
 
-def _fits(name: str, patterns: Sequence[str]) -> bool:
-    return any(fnmatch.fnmatchcase(name, pattern) for pattern in patterns)
+def admits(name: str, include: Sequence[str], exclude: Sequence[str]) -> bool:
+    """Whether patterns leave a tensor open.
+
+    Args:
+        name: Its name.
+        include: Patterns (``*.mlp.*``), one of which must fit; all do if there are none.
+        exclude: Patterns, none of which may fit.
+    """
+
+    def fits(patterns: Sequence[str]) -> bool:
+        return any(fnmatch.fnmatchcase(name, pattern) for pattern in patterns)
+
+    return (not include or fits(include)) and not fits(exclude)
 
 
 def _text(value: float) -> float | str:

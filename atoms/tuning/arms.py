@@ -8,7 +8,7 @@ from typing import Literal
 
 from torch import nn
 
-from atoms.conditioning.selection import Budget, Candidate, Order, Selection, select
+from atoms.conditioning.selection import Budget, Candidate, Order, Selection, admits, select
 from atoms.errors import AtomsError
 from atoms.tuning.adapters import adaptable, adapted, matched_rank, require_peft, trainable
 
@@ -53,13 +53,13 @@ class Share:
     parameters: int | None = None
     """Parameters to train."""
     fraction: float | None = None
-    """The same as a share of the candidates' parameters."""
+    """The same as a share of all candidates' parameters, whatever ``include`` and ``exclude`` leave open."""
     include: tuple[str, ...] = ()
-    """Patterns of tensors' names, one of which must fit, where an arm chooses."""
+    """Patterns of tensors' names, one of which must fit; for all arms but ``full``."""
     exclude: tuple[str, ...] = ()
     """Patterns of tensors' names, none of which may fit."""
     embeddings: bool = False
-    """Whether embeddings and output embedding may be chosen."""
+    """Whether embeddings and output embedding may be chosen; adapters are put on none."""
     adapted: float = 0.2
     """Share of the tensors that get an adapter where an arm chooses which; PEFT's ``top_p``."""
 
@@ -110,12 +110,14 @@ class Plan:
     Attributes:
         arm: The arm.
         selection: Tensors it chose; None where it takes all.
+        adapters: Tensors that get one.
         rank: Of its adapters; None where it has none.
         trained: Parameters it trains.
     """
 
     arm: Arm
     selection: Selection | None
+    adapters: Sequence[str]
     rank: int | None
     trained: int
 
@@ -127,8 +129,7 @@ class Plan:
         """
         if self.rank is None:
             return model
-        names = adaptable(model) if self.selection is None else self.selection.names
-        return adapted(model, names, self.rank)
+        return adapted(model, self.adapters, self.rank)
 
 
 def plan(arm: Arm, model: nn.Module, candidates: Sequence[Candidate], share: Share, seed: int) -> Plan:
@@ -148,19 +149,23 @@ def plan(arm: Arm, model: nn.Module, candidates: Sequence[Candidate], share: Sha
     if arm.method != "adapters":
         _require_trainable(arm, model)
     if arm.method == "full":
-        return Plan(arm, None, None, trainable(model))
+        return Plan(arm, None, (), None, trainable(model))
     if arm.method == "tensors":
         assert arm.order is not None
         chosen = share.choose(candidates, Budget(parameters=wanted), arm.order, seed)
-        return Plan(arm, chosen, None, chosen.parameters)
+        return Plan(arm, chosen, (), None, chosen.parameters)
     require_peft()
-    selection, names = None, adaptable(model)
+    selection, names = None, [name for name in adaptable(model) if admits(name, share.include, share.exclude)]
+    if not names:
+        raise AtomsError(
+            f"budget: no tensor may get an adapter (include={list(share.include)}, exclude={list(share.exclude)})"
+        )
     if arm.order is not None:
         open_to = [each for each in candidates if each.name in set(names)]
         selection = share.choose(open_to, Budget(fraction=share.adapted), arm.order, seed)
         names = selection.names
     rank, trained = matched_rank(model, names, wanted)
-    return Plan(arm, selection, rank, trained)
+    return Plan(arm, selection, names, rank, trained)
 
 
 def _require_trainable(arm: Arm, model: nn.Module) -> None:

@@ -13,12 +13,15 @@ from typing import Any, Literal
 
 import numpy as np
 import scipy.stats
+from numpy.typing import NDArray
+from scipy.interpolate import PchipInterpolator
 
 from atoms.tuning.curves import Curve
 
 Axis = Literal["train", "test"]
 AXES: dict[Axis, str] = {"train": "training loss", "test": "held-out task loss"}
 """Losses at which arms are compared, and what they are called."""
+Floats = NDArray[np.float64]
 DEPTHS = (0.5, 1.0)
 """How far down to the lowest loss that both arms reach on every seed a pair is compared."""
 CONFIDENCE = 0.95
@@ -40,6 +43,8 @@ class Paired:
         low: Lower end of its 95 % interval (Student's t over seeds); NaN for one seed.
         high: Upper end.
         seeds: Seeds both were run on.
+        fewer: On how many of them the arm forgets less; where the reference is drawn anew for every seed, how many
+            draws it is ahead of.
     """
 
     arm: str
@@ -53,6 +58,7 @@ class Paired:
     low: float
     high: float
     seeds: int
+    fewer: int
 
     @property
     def verdict(self) -> str:
@@ -68,22 +74,42 @@ class Paired:
 
 
 def forgetting_at(curve: Curve, axis: Axis, level: float) -> float:
-    """Forgetting where a loss first comes down to a level, interpolated between points; NaN if it never does.
+    """Forgetting where a loss first comes down to a level; NaN if it never does.
+
+    Between the points at which the loss is lower than ever before, forgetting is a monotone cubic of the loss (Fritsch
+    and Carlson 1980): two runs on one curve are told the same, wherever on it they were measured.
 
     Args:
         curve: One run.
         axis: Which loss.
         level: In nats a token.
     """
-    losses, forgotten = curve.losses[axis], curve.forgetting()
-    for after, loss in enumerate(losses):
-        if loss <= level:
-            if after == 0:
-                return forgotten[0]
-            before = after - 1
-            share = (losses[before] - level) / (losses[before] - loss)
-            return forgotten[before] + share * (forgotten[after] - forgotten[before])
-    return math.nan
+    losses, forgotten = descent(curve, axis)
+    reached = np.flatnonzero(losses <= level)
+    if not len(reached):
+        return math.nan
+    after = int(reached[0])
+    known = np.isfinite(forgotten)
+    if after == 0 or losses[after] == level or not known[after - 1 : after + 1].all():
+        return float(forgotten[after])
+    # Ascending, as scipy wants them.
+    return float(PchipInterpolator(losses[known][::-1], forgotten[known][::-1])(level))
+
+
+def descent(curve: Curve, axis: Axis) -> tuple[Floats, Floats]:
+    """The points of a curve at which a loss is lower than ever before.
+
+    Args:
+        curve: One run.
+        axis: Which loss.
+
+    Returns:
+        That loss, strictly falling, and forgetting there, in nats a token, (points,) each.
+    """
+    losses, forgotten = np.array(curve.losses[axis]), np.array(curve.forgetting())
+    lowest = np.fmin.accumulate(losses)
+    new = np.append(True, losses[1:] < lowest[:-1])
+    return losses[new], forgotten[new]
 
 
 def common_level(curves: Sequence[Curve], axis: Axis, depth: float) -> float:
@@ -125,7 +151,18 @@ def compare(
     )
     mean, low, high = interval(ours - theirs)
     return Paired(
-        arm, reference, axis, depth, level, float(ours.mean()), float(theirs.mean()), mean, low, high, len(seeds)
+        arm,
+        reference,
+        axis,
+        depth,
+        level,
+        forgetting=float(ours.mean()),
+        forgetting_reference=float(theirs.mean()),
+        difference=mean,
+        low=low,
+        high=high,
+        seeds=len(seeds),
+        fewer=int((ours < theirs).sum()),
     )
 
 
@@ -149,7 +186,7 @@ def forgetting_by_rate(
     }
 
 
-def interval(differences: np.ndarray[Any, Any]) -> tuple[float, float, float]:
+def interval(differences: Floats) -> tuple[float, float, float]:
     """Mean of independent differences and its 95 % interval by Student's t; NaN ends for a single one.
 
     Args:

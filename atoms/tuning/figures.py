@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from atoms.figures import INK, QUIET, panels, tint
-from atoms.tuning.comparison import AXES, DEPTHS
-from atoms.tuning.curves import Curve
+from atoms.tuning.comparison import AXES, DEPTHS, descent
 from atoms.tuning.experiment import best_of
 from atoms.tuning.record import Found
 
@@ -77,7 +74,7 @@ def forgetting_over_loss(found: Found) -> Figure:
         for arm, runs in found.runs.items():
             colour = _COLOURS[arm]
             for run in runs:
-                panel.plot(*_descent(run.curve, axis), color=tint(colour, 0.35), lw=0.7)
+                panel.plot(*descent(run.curve, axis), color=tint(colour, 0.35), lw=0.7)
             level = np.mean([run.curve.losses[axis] for run in runs], 0)
             forgotten = np.mean([run.curve.forgetting() for run in runs], 0)
             stop = int(np.argmin(level)) + 1
@@ -136,12 +133,6 @@ def rates(found: Found) -> Figure:
         panel.set_xscale("log")
     _legend(figure, axes[0], len(found.searched))
     return figure
-
-
-def _descent(curve: Curve, axis: str) -> tuple[Sequence[float], Sequence[float]]:
-    """A curve up to its lowest loss."""
-    stop = int(np.nanargmin(curve.losses[axis])) + 1
-    return curve.losses[axis][:stop], curve.forgetting()[:stop]
 
 
 def _first(found: Found) -> int:

@@ -88,6 +88,7 @@ def numbers(found: Found) -> dict[str, float]:
         if paired.depth == DEPTHS[-1]:
             key = f"{paired.arm}_less_{paired.reference}/equal_{paired.axis}"
             out[key], out[f"{key}_low"], out[f"{key}_high"] = paired.difference, paired.low, paired.high
+            out[f"{key}_less_on"] = float(paired.fewer)
     return out
 
 
@@ -113,7 +114,7 @@ def screen(found: Found) -> Group:
     for axis, said in AXES.items():
         at = {(each.arm, each.reference, each.depth): each for each in found.compared if each.axis == axis}
         table = Table(f"forgetting at equal {said}", box=None, pad_edge=False)
-        for head in ("at loss", "arm", "reference", "difference (95 %)", "half-way (95 %)"):
+        for head in ("at loss", "arm", "reference", "difference (95 %)", "less on", "half-way (95 %)"):
             table.add_column(head, justify="right", no_wrap=True)
         table.add_column("")
         for arm, reference in dict.fromkeys(pair[:2] for pair in at):
@@ -121,8 +122,9 @@ def screen(found: Found) -> Group:
             if full is None:
                 continue
             values = (f"{full.level:.3f}", f"{full.forgetting:+.3f}", f"{full.forgetting_reference:+.3f}")
-            differences = ("" if each is None else _difference(each) for each in (full, half))
-            table.add_row(f"{arm} - {reference}", *values, *differences, full.verdict)
+            less = f"{full.fewer} of {full.seeds}"
+            halfway = "" if half is None else _difference(half)
+            table.add_row(f"{arm} - {reference}", *values, _difference(full), less, halfway, full.verdict)
         if table.row_count:
             tables.append(table)
     return Group(*(part for table in [*tables, _by_rate(found)] for part in (table, "")))
