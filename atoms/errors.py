@@ -16,3 +16,12 @@ def printable(text: str) -> str:
     """One line that moves no cursor, colours nothing and reorders nothing, whatever a name or a file put into it."""
     line = " ".join(text.split())
     return "".join(c if unicodedata.category(c)[0] != "C" else c.encode("unicode_escape").decode() for c in line)
+
+
+def first_line(error: BaseException) -> str:
+    """The first line of what an exception says, or its name where it says nothing.
+
+    Args:
+        error: Somebody else's, to be quoted in an `AtomsError`.
+    """
+    return (str(error).strip() or type(error).__name__).splitlines()[0]

@@ -1,4 +1,4 @@
-"""What all figures share: colours, and axes without clutter. Nothing here touches the global state of pyplot."""
+"""What all figures share: colours, axes without clutter, legends. Nothing here touches the global state of pyplot."""
 
 from __future__ import annotations
 
@@ -36,6 +36,27 @@ def panels(*labels: tuple[str, str, str]) -> tuple[Figure, list[Axes]]:
         axes.set_ylabel(y)
         axes.spines[["top", "right"]].set_visible(False)
     return figure, found
+
+
+def legend_below(axes: Axes, columns: int = 2) -> None:
+    """A legend under the axes, where it covers nothing; none where nothing has a label.
+
+    Args:
+        axes: Everything is drawn in them already.
+        columns: How many entries stand in a line.
+    """
+    if axes.get_legend_handles_labels()[0]:
+        axes.legend(frameon=False, loc="upper center", bbox_to_anchor=(0.5, -0.16), ncols=columns, fontsize=8)
+
+
+def remark(axes: Axes, text: str) -> None:
+    """What deserves notice, at the right above the axes.
+
+    Args:
+        axes: What it is about.
+        text: Of a few words.
+    """
+    axes.set_title(text, loc="right", color=ALERT, fontsize=9)
 
 
 def tint(colour: str, share: float) -> str:

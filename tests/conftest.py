@@ -67,6 +67,12 @@ def tiny_bert(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tiny_models.write_bert(tmp_path_factory.mktemp("bert"))
 
 
+@pytest.fixture
+def own_bert(tiny_bert: Path, tmp_path: Path) -> Path:
+    """A tiny BERT of one's own to spoil, in a folder named ``model``."""
+    return Path(shutil.copytree(tiny_bert, tmp_path / "model"))
+
+
 @pytest.fixture(scope="session")
 def tiny_gpt2(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A GPT-2 of three blocks and width 16 with random weights, and its tokenizer."""

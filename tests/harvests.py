@@ -10,7 +10,7 @@ from atoms.activations import TextFiles
 from atoms.activations import harvest as harvest_module
 from atoms.activations.harvest import harvest
 from atoms.activations.harvest_spec import HarvestSpec
-from atoms.activations.language_model import ModelSpec
+from atoms.activations.model_source import ModelSpec
 from atoms.activations.store import ActivationStore
 
 CPU: dict[str, Any] = {"accelerator": "cpu", "devices": 1}

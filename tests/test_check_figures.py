@@ -1,4 +1,4 @@
-"""The pictures of certificates: drawn from what is saved, of anything that was judged."""
+"""The pictures of a certificate: drawn from what is saved, of anything that was judged."""
 
 import io
 import math
@@ -7,20 +7,15 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from certificates import certificate as by_hand
-from certificates import claim
-from hypothesis import given
-from hypothesis import strategies as st
 from judging import dead
 from stores import SITE, SPEC, make_rows, write
 
 from atoms.activations.grid import Grid
 from atoms.activations.store import StoreWriter
 from atoms.activations.writer import moments_name
-from atoms.checks import Certificate, CheckSettings, Verdict, certify
-from atoms.checks.claim import Section
-from atoms.checks.comparison import COMPARISONS, compare, spread
-from atoms.checks.figures import FIGURES, FIVE_WAYS, draw
+from atoms.checks import Certificate, CheckSettings, certify
+from atoms.checks.figures.draw import FIGURES, draw
+from atoms.checks.figures.geometry import FIVE_WAYS
 from atoms.checks.shift import WAYS
 from atoms.geometry import Moments
 from atoms.units import RandomUnits
@@ -94,9 +89,6 @@ def changed(certificate: Certificate, change, tables=None) -> Certificate:
 def measured(change):
     """A change of what is neither a word nor where on an axis a value stands."""
     return lambda column, values: values if column in AXES or isinstance(values[0], str) else change(values)
-
-
-# ------------------------------------------------------------------------------------------ of one
 
 
 def test_every_figure_of_a_full_certificate(judged, figures):
@@ -177,47 +169,3 @@ def test_dead_unit(store):
     for figure in figures.values():
         png(figure)
     assert "5 never fire" in {axes.get_title(loc="right") for axes in figures["sparsity"].axes}
-
-
-# ------------------------------------------------------------------------------------------ of several
-
-
-def test_units_beside_each_other(judged):
-    others = [replace(judged, unit=replace(judged.unit, name=f"unit {number}")) for number in range(12)]
-    figures = compare(others)
-    assert figures.keys() == COMPARISONS
-    (axes,) = figures["frontier"].axes
-    names = {text.get_text().split(":")[0]: text.xyann[1] for text in axes.texts}
-    assert names.keys() == {other.unit.name for other in others}
-    assert np.diff(sorted(names.values())).min() > 0.05  # no name covers another, though all points are one
-    for figure in figures.values():
-        png(figure)
-
-
-def test_claims_by_unit():
-    first, second = by_hand("a"), by_hand("b", Verdict.VACUOUS)
-    axes = compare([first, second])["claims"].axes[0]
-    assert [text.get_text() for text in axes.get_xticklabels()] == ["a", "b"]
-    assert [text.get_text() for text in axes.get_yticklabels()] == ["joint.atoms", "uniqueness.t3"]
-    assert [text.get_text() for text in axes.texts] == ["guar.", "vacuous", "unatt.", "unatt."]
-
-
-def test_units_of_which_little_is_known():
-    bare = replace(by_hand("bare"), sections=())
-    assert compare([bare, bare]) == {}
-    half = replace(bare, sections=(Section("l1", "l1", {}, (claim("cai"),)),))
-    assert compare([half, bare]).keys() == {"claims"}
-    numbers = (Section("sparsity", "", {"k_median": 3.0}), Section("representability", "", {"r2": -7.0}))
-    (axes,) = compare([replace(bare, sections=numbers), half])["frontier"].axes
-    assert [text.get_text() for text in axes.texts] == ["bare, R² -7"]
-
-
-@given(st.lists(st.floats(0, 1), min_size=1, max_size=19), st.floats(0.001, 0.05))
-def test_names_keep_their_distance_order_and_place(places, gap):
-    found = spread(np.array(places), gap)
-    assert found.min() >= -1e-9
-    assert found.max() <= 1 + 1e-9
-    ordered = found[np.argsort(places, kind="stable")]
-    assert (np.diff(ordered) >= gap - 1e-9).all()
-    if (np.diff(np.sort(places)) >= gap).all():
-        assert found == pytest.approx(np.array(places))

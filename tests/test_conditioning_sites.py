@@ -7,7 +7,7 @@ import torch
 import transformers
 from families import BLOCKS, EXPERTS, FAMILIES, GROUPED, SPECIALS, config_of, sentences, tiny
 
-from atoms.activations.language_model import ModelSpec
+from atoms.activations.model_source import ModelSpec
 from atoms.activations.site_reader import SiteReader
 from atoms.conditioning import survey
 from atoms.conditioning.site_weights import rank_sites, site_writers

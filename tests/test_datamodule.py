@@ -11,7 +11,7 @@ from atoms.activations import datamodule as datamodule_module
 from atoms.activations.datamodule import ActivationDataModule
 from atoms.activations.grid import Grid
 from atoms.activations.harvest_spec import HarvestSpec
-from atoms.activations.language_model import ModelSpec
+from atoms.activations.model_source import ModelSpec
 from atoms.activations.moments_writer import MomentsWriter
 from atoms.activations.planted import SITE, PlantedSpec
 from atoms.activations.store import ActivationStore, StoreSpec, StoreWriter

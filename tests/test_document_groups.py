@@ -14,7 +14,7 @@ from atoms.activations.corpus import Corpus
 from atoms.activations.datamodule import ActivationDataModule
 from atoms.activations.document_groups import GROUPS_FILE, DocumentGroups
 from atoms.activations.harvest_spec import HarvestSpec
-from atoms.activations.language_model import ModelSpec
+from atoms.activations.model_source import ModelSpec
 from atoms.activations.site_rows import SiteRows
 from atoms.activations.store import ActivationStore
 from atoms.activations.text import TextFiles

@@ -7,7 +7,7 @@ from safetensors.torch import load_file, save_file
 
 from atoms.activations import down_projection
 from atoms.activations.down_projection import read_down_projection
-from atoms.activations.language_model import ModelSpec, resolve
+from atoms.activations.model_source import ModelSpec, resolve
 from atoms.activations.site_reader import SiteReader
 from atoms.errors import AtomsError
 

@@ -13,9 +13,9 @@ from safetensors.torch import load_file, save_file
 
 from atoms.activations.harvest import harvest
 from atoms.activations.harvest_spec import HarvestSpec
-from atoms.activations.language_model import ModelSpec
 from atoms.activations.lock import StoreLock
 from atoms.activations.manifest import COMPLETE
+from atoms.activations.model_source import ModelSpec
 from atoms.errors import AtomsError
 
 

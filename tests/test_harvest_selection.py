@@ -20,7 +20,7 @@ from atoms.activations import Corpus, CounterFact, TableFiles, TextFiles, TokenF
 from atoms.activations import harvest as harvest_module
 from atoms.activations.harvest import harvest
 from atoms.activations.harvest_spec import HarvestSpec
-from atoms.activations.language_model import ModelSpec
+from atoms.activations.model_source import ModelSpec
 from atoms.activations.store import ActivationStore
 from atoms.activations.text import document_order
 from atoms.cli import main

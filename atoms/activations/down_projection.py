@@ -8,7 +8,8 @@ import torch
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
-from atoms.activations.language_model import ResolvedModel, load_model, meta_model, read_tensors
+from atoms.activations.language_model import load_model, meta_model
+from atoms.activations.model_source import ResolvedModel, read_tensors
 from atoms.activations.sites import resolve_site
 from atoms.errors import AtomsError
 

@@ -21,7 +21,6 @@ from atoms.activations.grid import Grid, Span
 from atoms.activations.grouping import near_duplicate_groups
 from atoms.activations.harvest_spec import HarvestSpec
 from atoms.activations.language_model import (
-    ResolvedModel,
     SpecialTokens,
     load_model,
     load_tokenizer,
@@ -32,6 +31,7 @@ from atoms.activations.language_model import (
 )
 from atoms.activations.location import Location, Where, locate
 from atoms.activations.lock import StoreLock
+from atoms.activations.model_source import ResolvedModel
 from atoms.activations.moments_writer import MomentsWriter
 from atoms.activations.plan import Block, RowPlan
 from atoms.activations.sequences import Cut, Frame, Sequences

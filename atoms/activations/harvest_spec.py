@@ -9,8 +9,9 @@ import torch
 from atoms.activations.corpus import Corpus
 from atoms.activations.grouping import SHINGLE
 from atoms.activations.identity import digest_of
-from atoms.activations.language_model import ModelSpec, ResolvedModel, meta_model, resolve
+from atoms.activations.language_model import meta_model
 from atoms.activations.location import Location, locate
+from atoms.activations.model_source import ModelSpec, ResolvedModel, resolve
 from atoms.activations.site_reader import site_widths
 from atoms.activations.spec import STORAGE
 from atoms.activations.tokenised import Selection

@@ -12,7 +12,7 @@ from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from atoms.activations.sites import Site, resolve_site
-from atoms.errors import AtomsError
+from atoms.errors import AtomsError, first_line
 
 Result = TypeVar("Result")
 
@@ -95,7 +95,7 @@ def _on_meta(model: PreTrainedModel, run: Callable[[dict[str, Tensor]], Result])
         except AtomsError:
             raise
         except Exception as error:  # code of any model, which misses values, or inputs that are no text
-            failure = (str(error).strip() or type(error).__name__).splitlines()[0]
+            failure = first_line(error)
     raise _NoForwardError(failure)
 
 

@@ -31,6 +31,7 @@ from atoms.checks.settings import CheckSettings
 from atoms.errors import AtomsError, printable
 from atoms.progress import Meter
 from atoms.silent_trainer import silent_trainer
+from atoms.threads import one_thread
 from atoms.units import Unit
 
 SPLITS = ("val", "train")
@@ -94,13 +95,8 @@ def _fitting_threads(size: int) -> Iterator[None]:
     if size >= SMALL:
         yield
         return
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        with threadpool_limits(1):
-            yield
-    finally:
-        torch.set_num_threads(threads)
+    with one_thread(), threadpool_limits(1):
+        yield
 
 
 def _site(unit: Unit, data: ActivationDataModule, site: str | None) -> str:

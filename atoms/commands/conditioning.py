@@ -12,7 +12,7 @@ import torch
 from safetensors import safe_open
 
 from atoms import __version__
-from atoms.activations.language_model import ModelSpec, resolve, weight_files
+from atoms.activations.model_source import ModelSpec, resolve, weight_files
 from atoms.commands.findings import folder_name, log, png, write
 from atoms.commands.parser import AtomsArgumentParser, quiet, readable
 from atoms.conditioning.checkpoint import weights_in

@@ -4,7 +4,8 @@ import re
 
 from transformers import PreTrainedModel
 
-from atoms.activations.language_model import ModelSpec, find_config, meta_model
+from atoms.activations.language_model import meta_model
+from atoms.activations.model_source import ModelSpec, find_config
 from atoms.activations.site_reader import module_widths, site_widths
 from atoms.activations.sites import KINDS, model_blocks, resolve_site
 from atoms.commands.parser import AtomsArgumentParser, quiet, readable

@@ -15,14 +15,8 @@ from rich.console import Console
 from torch import nn
 
 from atoms.activations.files import write_file
-from atoms.activations.language_model import (
-    ModelSpec,
-    load_causal_model,
-    load_tokenizer,
-    max_context,
-    require_causal,
-    resolve,
-)
+from atoms.activations.language_model import load_causal_model, load_tokenizer, max_context, require_causal
+from atoms.activations.model_source import ModelSpec, resolve
 from atoms.commands.parser import AtomsArgumentParser, is_first_rank, quiet, readable
 from atoms.conditioning.selection import candidates_of
 from atoms.conditioning.survey import MAX_DIM, survey

@@ -10,7 +10,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from atoms.conditioning.weights import Weight, kind_of
-from atoms.errors import AtomsError
+from atoms.errors import AtomsError, first_line
 
 _FLOATING = {"F64", "F32", "F16", "BF16"}
 _INDICES = {"I64", "I32", "I16", "BOOL"}
@@ -55,8 +55,9 @@ def weights_in(files: Sequence[Path], model_type: str = "") -> list[Weight]:
         except FileNotFoundError as error:
             raise AtomsError(f"{file} does not exist: name a .safetensors file") from error
         except (OSError, SafetensorError) as error:
-            said = str(error).splitlines()[0] if str(error) else type(error).__name__
-            raise AtomsError(f"{file} is no whole safetensors file ({said}): fetch or save it again") from error
+            raise AtomsError(
+                f"{file} is no whole safetensors file ({first_line(error)}): fetch or save it again"
+            ) from error
     if not found:
         names = ", ".join(str(file) for file in files)
         raise AtomsError(

@@ -17,10 +17,11 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.graph import Node
 
-from atoms.activations.language_model import ModelSpec, find_config, meta_model
+from atoms.activations.language_model import meta_model
+from atoms.activations.model_source import ModelSpec, find_config
 from atoms.activations.sites import KINDS, Site, model_blocks, resolve_site
 from atoms.conditioning.survey import Condition
-from atoms.errors import AtomsError
+from atoms.errors import AtomsError, first_line
 
 _PRODUCTS = re.compile(r"(Mm|Addmm|Bmm|Baddbmm|Embedding)Backward")
 _SEPARATE = r"experts\.\d+\.(down_proj|w2)(\.weight)?$"  # what transformers loads into one tensor of down-projections
@@ -140,7 +141,7 @@ def _forward(model: nn.Module, sites: Mapping[str, Site]) -> dict[str, tuple[str
                     model(input_ids=ids, **mask)
                 return found
             except Exception as error:  # code of any model, which misses values
-                failure = (str(error).strip() or type(error).__name__).splitlines()[0]
+                failure = first_line(error)
     finally:
         for handle in handles:
             handle.remove()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -15,9 +16,12 @@ from atoms.conditioning.shape_null import shape_null
 from atoms.conditioning.spectrum import Spectrum, spectrum
 from atoms.conditioning.weights import Kind, Weight, digest
 from atoms.errors import AtomsError
+from atoms.threads import one_thread
 
 MAX_DIM = 16_384
 SNR = 100.0
+SMALL = 512
+"""Matrices of no more dimensions gain little from a second thread, and beside another process lose tenfold by it."""
 
 
 @dataclass(frozen=True)
@@ -105,19 +109,34 @@ def survey(
     """
     found: list[Condition] = []
     for weight in weights:
-        values = weight.read()
-        marked = digest(values)
-        for number, matrix in enumerate(weight.matrices(values)):
-            expert = number if weight.count > 1 else None
-            try:
-                seen = _zero(matrix) if matrix.numel() and not matrix.any() else spectrum(matrix.to(device), max_dim)
-            except AtomsError as error:
-                where = weight.name if expert is None else f"{weight.name}[{expert}]"
-                raise AtomsError(f"{where}: {error}") from error
-            found.append(_condition(weight, expert, seen, snr, marked))
-        del values
+        with threads_for(min(weight.matrix_shape)):
+            found += _surveyed(weight, max_dim, snr, device)
         done(weight)
     return found
+
+
+def _surveyed(weight: Weight, max_dim: int | None, snr: float, device: torch.device | str) -> list[Condition]:
+    found = []
+    values = weight.read()
+    marked = digest(values)
+    for number, matrix in enumerate(weight.matrices(values)):
+        expert = number if weight.count > 1 else None
+        try:
+            seen = _zero(matrix) if matrix.numel() and not matrix.any() else spectrum(matrix.to(device), max_dim)
+        except AtomsError as error:
+            where = weight.name if expert is None else f"{weight.name}[{expert}]"
+            raise AtomsError(f"{where}: {error}") from error
+        found.append(_condition(weight, expert, seen, snr, marked))
+    return found
+
+
+def threads_for(dimensions: int) -> AbstractContextManager[None]:
+    """Computing on one thread where matrices are small, on all otherwise.
+
+    Args:
+        dimensions: The smaller one of the matrices.
+    """
+    return one_thread() if dimensions <= SMALL else nullcontext()
 
 
 def cost(weights: Sequence[Weight], max_dim: int | None = MAX_DIM) -> list[float]:

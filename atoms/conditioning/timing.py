@@ -10,11 +10,17 @@ from torch import Tensor
 
 from atoms.conditioning.shape_null import shape_null
 from atoms.conditioning.spectrum import spectrum
-from atoms.conditioning.survey import cost
+from atoms.conditioning.survey import SMALL, cost, threads_for
 from atoms.conditioning.weights import Weight, digest, named_weight
 
-_SAMPLES = {"square": (512, 512), "oblong": (2048, 512), "beyond": (1024, 1024)}
-"""A matrix for each way to treat one: decomposed, squared first, only bounded."""
+_SAMPLES = {
+    "square": (768, 768),
+    "oblong": (3072, 768),
+    "beyond": (1024, 1024),
+    "small square": (SMALL, SMALL),
+    "small oblong": (4 * SMALL, SMALL),
+}
+"""A matrix for each way to treat one: decomposed, squared first, only bounded; small ones on one thread."""
 _NULL = (256, 256)
 _THIN = (2**17, 8)  # so few columns that a look at each value is all that counts
 _BLOCK = 2**24  # elements that are converted to float64 at once
@@ -33,6 +39,8 @@ def survey_seconds(weights: Sequence[Weight], max_dim: int, device: torch.device
     operations: dict[str, float] = {}
     for weight, each in zip(weights, cost(weights, max_dim), strict=True):
         way = _way(weight, max_dim)
+        if way != "beyond" and min(weight.matrix_shape) <= SMALL:
+            way = f"small {way}"
         operations[way] = operations.get(way, 0.0) + each
     shapes = {tuple(sorted(weight.matrix_shape)) for weight in weights}
     begun = time.perf_counter()
@@ -80,10 +88,11 @@ def _look(device: torch.device) -> float:
 def _seconds(sample: Tensor, limit: int, device: torch.device) -> float:
     """Of the second try, as the first pays for starting up."""
     seconds = 0.0
-    for _ in range(2):
-        begun = time.perf_counter()
-        spectrum(sample.to(device), limit)
-        seconds = time.perf_counter() - begun
+    with threads_for(min(sample.shape)):
+        for _ in range(2):
+            begun = time.perf_counter()
+            spectrum(sample.to(device), limit)
+            seconds = time.perf_counter() - begun
     return seconds
 
 

@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 
 from atoms.checks.certificate import FILE, Certificate
 from atoms.checks.comparison import COMPARISONS, compare
-from atoms.checks.figures import FIGURES, draw
+from atoms.checks.figures.draw import FIGURES, draw
 from atoms.errors import AtomsError, printable
 from atoms.training import checkpoint
 from atoms.training.mlflow_logger import AtomsMLFlowLogger, child_run

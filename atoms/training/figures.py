@@ -5,7 +5,7 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 from torch import Tensor
 
-from atoms.figures import ACCENT, ALERT, QUIET, canvas
+from atoms.figures import ACCENT, ALERT, QUIET, canvas, remark
 from atoms.geometry import Coherence
 from atoms.metrics import random_cosine_density
 
@@ -46,7 +46,7 @@ def firing_rates(rates: Tensor, target: float) -> Figure:
     axes.axhline(target, color=QUIET, linestyle="--", label="target L0 / atoms")
     axes.set_yscale("log")
     axes.set_xlim(0, len(ordered))
-    axes.set_title(f"{int((~alive).sum())} never fire", loc="right", color=ALERT, fontsize=9)
+    remark(axes, f"{int((~alive).sum())} never fire")
     axes.legend(frameon=False)
     return figure
 

@@ -19,7 +19,8 @@ from lightning.pytorch.utilities import rank_zero_only
 from torch import nn
 
 from atoms.activations.files import write_file
-from atoms.activations.language_model import ResolvedModel, load_causal_model, load_tokenizer, quiet_transformers
+from atoms.activations.language_model import load_causal_model, load_tokenizer, quiet_transformers
+from atoms.activations.model_source import ResolvedModel
 from atoms.conditioning.selection import Candidate
 from atoms.errors import AtomsError
 from atoms.silent_trainer import silent_trainer

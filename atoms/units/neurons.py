@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from atoms.activations.down_projection import read_down_projection
-from atoms.activations.language_model import ModelSpec, resolve
+from atoms.activations.model_source import ModelSpec, resolve
 from atoms.activations.site_rows import SiteRows
 from atoms.errors import AtomsError
 from atoms.sae import SparseCodes

@@ -15,8 +15,8 @@ import yaml
 
 from atoms.activations.datamodule import ActivationDataModule
 from atoms.activations.harvest_spec import HarvestSpec
-from atoms.activations.language_model import ModelSpec
 from atoms.activations.matrix import MatrixSpec
+from atoms.activations.model_source import ModelSpec
 from atoms.activations.planted import PlantedSpec
 from atoms.training.checkpoint import KeepLast
 from atoms.training.module import TSAEModule

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path, PurePosixPath
 
-from atoms.errors import AtomsError, printable
+from atoms.errors import AtomsError, first_line, printable
 from atoms.units.pretrained.formats import FILES
 
 PREFIX = "hf:"
@@ -42,7 +42,7 @@ def fetch(address: str) -> Path:
     try:
         root = Path(snapshot_download(repo_id=f"{org}/{repo}", revision=revision or None, allow_patterns=patterns))
     except Exception as error:  # whatever network, hub and credentials may raise
-        why = printable(str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__)
+        why = printable(first_line(error))
         raise AtomsError(
             f"path={address}: cannot be fetched ({why}); check the name, the network and HF_TOKEN, or download it and "
             "give its directory"
