@@ -152,9 +152,7 @@ class _Zarr(Matrix):
         except AtomsError:
             raise
         except Exception as error:  # zarr raises many kinds for metadata that is not what it should be
-            raise AtomsError(
-                f"{FILES}: {path} is not a Zarr array or group ({first_line(error)[:200]}): check it"
-            ) from error
+            raise AtomsError(f"{FILES}: {path} is not a Zarr array or group ({_short(error)}): check it") from error
         array: Any = opened
         if codecs := sorted(_codecs(array.metadata.to_dict()) - _CODECS):
             raise AtomsError(f"{FILES}: {path} is coded with {', '.join(codecs)}: only {', '.join(sorted(_CODECS))}")
@@ -183,7 +181,7 @@ class _Zarr(Matrix):
             part = np.asarray(self.values[self._sequences(start, stop)]).reshape(-1, self.width)
         except Exception as error:  # of any codec
             raise AtomsError(
-                f"{FILES}: {self.path} cannot be read from row {start:,} ({first_line(error)[:200]}): it is damaged, write it "
+                f"{FILES}: {self.path} cannot be read from row {start:,} ({_short(error)}): it is damaged, write it "
                 "again"
             ) from error
         values = torch.from_numpy(np.ascontiguousarray(part[rows], part.dtype.newbyteorder("=")))
@@ -281,7 +279,7 @@ class Column:
                               comments=None, encoding="utf-8-sig")  # fmt: skip
         except (ValueError, OverflowError) as error:
             raise AtomsError(
-                f"{self.setting}: {self.path} does not hold one integer a line ({first_line(error)[:200]}): mend that line"
+                f"{self.setting}: {self.path} does not hold one integer a line ({_short(error)}): mend that line"
             ) from error
         return rows[:, 0] if rows.shape[1] == 1 else rows
 
@@ -384,7 +382,7 @@ def _mapped(path: Path, setting: str) -> NDArray[Any]:
         with np.errstate(over="raise"):  # of a size that no address reaches
             values = np.lib.format.open_memmap(path, mode="r")  # which reads no pickle and no archive
     except (ValueError, OSError, EOFError, SyntaxError, MemoryError, ArithmeticError) as error:
-        reason = "it holds pickled objects" if "object" in str(error) else first_line(error)[:200]
+        reason = "it holds pickled objects" if "object" in str(error) else _short(error)
         raise AtomsError(f"{setting}: {path} is not a whole .npy file of numbers ({reason}): write it again") from error
     return values
 
@@ -419,3 +417,7 @@ def _codecs(metadata: Any) -> set[str]:
 
 def _named(dtype: np.dtype[Any]) -> str:
     return "fields" if dtype.names else dtype.name
+
+
+def _short(error: BaseException) -> str:
+    return first_line(error)[:200]
