@@ -1,13 +1,18 @@
 """Fine-tuning recipes on two cores: train a small Llama on one part of the standard library, tune it on another.
 
-    python benchmarks/tune_stdlib.py [--config configs/tune/stdlib.yaml] [--passes 6] [further words for `atoms tune`]
+    python benchmarks/tune_stdlib.py [--config configs/tune/stdlib.yaml] [--passes 6] [--processes 2]
+                                     [further words for `atoms tune`]
 
 The model sees the general corpus of the config without the share that is held out, dealt as `atoms tune` deals it; its
 byte-level BPE tokenizer is made from all of it. They are kept in the folder that the config names as its model, and
-trained once.
+trained once. Matrices of this size gain little from a second thread; so arms are dealt to processes of one thread each,
+which write into one folder, and a last call gathers what they found.
 """
 
 import argparse
+import os
+import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -19,6 +24,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 from atoms.activations.text import StdlibDocstrings, document_order
 from atoms.activations.tokenised import tokenise
 from atoms.cli import main as atoms
+from atoms.commands.tune import USUAL
 from atoms.progress import Meter
 from atoms.tuning.language_model import CausalLM, batches
 from atoms.tuning.text import general_split, pack
@@ -46,7 +52,7 @@ def pretrain(settings: dict, passes: int) -> None:
     general = settings["general"]
     corpus = StdlibDocstrings(**general["corpus"]["init_args"])
     tokenizer = make_tokenizer(corpus)
-    text = tokenise(corpus, tokenizer)
+    text = tokenise(corpus, tokenizer, max_tokens=general.get("max_tokens"))
     seed, context = settings.get("seed", 0), settings["context"]
     seen = general_split(text, general["share"], seed)["train"]
     blocks = pack(text, document_order(seen, seed), tokenizer.eos_token_id, context).full
@@ -83,18 +89,50 @@ def pretrain(settings: dict, passes: int) -> None:
     tokenizer.save_pretrained(folder)
 
 
+def listed(arms: list[str]) -> str:
+    """Arms as the command line takes them."""
+    return f"[{', '.join(arms)}]"
+
+
+def run_side_by_side(words: list[str], arms: list[str], processes: int) -> None:
+    """Run every arm in one of several processes; what they find stays in the folder of the experiment."""
+    parts = [part for each in range(processes) if (part := arms[each::processes])]
+    alone = {**os.environ, "OMP_NUM_THREADS": "1"}
+    begun = [
+        subprocess.Popen(
+            [sys.executable, "-m", "atoms", *words, "--arms", listed(part), "--tracking_uri", "none"],
+            env=alone,
+            stdout=None if part is parts[0] else subprocess.DEVNULL,
+            stderr=None if part is parts[0] else subprocess.PIPE,
+            text=True,
+        )
+        for part in parts
+    ]
+    for part, process in zip(parts, begun, strict=True):
+        _, said = process.communicate()
+        if process.returncode:
+            raise SystemExit(f"{', '.join(part)}: {said or 'failed'}")
+
+
 def main() -> None:
     """Train the model if it is not there, then compare the recipes."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--config", default="configs/tune/stdlib.yaml")
     parser.add_argument("--passes", type=int, default=6)
+    parser.add_argument("--processes", type=int, default=2)
+    parser.add_argument("--arms", type=yaml.safe_load)
     own, words = parser.parse_known_args()
     settings = yaml.safe_load(Path(own.config).read_text())
     began = time.monotonic()
     if not Path(settings["model"]["name"]).exists():
         pretrain(settings, own.passes)
     print(f"model    {settings['model']['name']}, {time.monotonic() - began:.0f} s")
-    atoms(["tune", "--config", own.config, *words])
+    words = ["tune", "--config", own.config, *words]
+    arms = own.arms or settings.get("arms", USUAL)
+    if own.processes > 1:
+        run_side_by_side(words, arms, own.processes)
+        print(f"arms     {time.monotonic() - began:.0f} s")
+    atoms([*words, "--arms", listed(arms)])
     print(f"all      {time.monotonic() - began:.0f} s")
 
 

@@ -71,6 +71,8 @@ def test_an_experiment_from_its_settings_to_its_runs(made, database, monkeypatch
     rows = list(csv.DictReader(Path("tune/curves.csv").read_text().splitlines()))
     assert {row["stage"] for row in rows} == {"search", "run"}
     assert all(bool(row["test_loss"]) == (row["stage"] == "run") for row in rows)
+    assert all(bool(row["val_loss"]) == (row["stage"] == "search") for row in rows)
+    assert set(found["start"]) == {"train", "val", "test", "general"}
     assert {file.name for file in Path("tune/figures").iterdir()} == {
         "curves.png", "forgetting.png", "differences.png", "learning_rates.png",
     }  # fmt: skip
@@ -84,7 +86,7 @@ def test_an_experiment_from_its_settings_to_its_runs(made, database, monkeypatch
     assert parent.data.metrics["tune/kappa/forgetting"] == pytest.approx(found["numbers"]["kappa/forgetting"])
     child = next(run for run in children if run.data.tags["mlflow.runName"].endswith("seed 1"))
     history = database.get_metric_history(child.info.run_id, "tune/general")
-    assert [point.step for point in history] == [0, 128, 192]
+    assert [point.step for point in history] == [0, 64, 192]
     assert {file.path for file in database.list_artifacts(parent.info.run_id)} >= {"tune.json", "curves.csv", "figures"}
 
     # A second call finds every run, and another experiment finds no room.

@@ -34,10 +34,9 @@ DOWN = curve([4.0, 3.0, 2.0], [1.0, 1.2, 1.8])
 
 
 @pytest.mark.parametrize(
-    ("level", "forgotten"), [(4.0, 0.0), (3.5, 0.0625), (3.0, 0.2), (2.25, 0.6078125), (2.0, 0.8), (5.0, 0.0)]
+    ("level", "forgotten"), [(4.0, 0.0), (3.5, 0.1), (3.0, 0.2), (2.25, 0.65), (2.0, 0.8), (5.0, 0.0)]
 )
 def test_forgetting_is_interpolated_on_the_way_down(level, forgotten):
-    """By hand: slopes over the loss are 0 at its start, the harmonic mean -.3 in the middle, and -.8 at the end."""
     assert forgetting_at(DOWN, "train", level) == pytest.approx(forgotten)
 
 
@@ -47,36 +46,8 @@ def test_a_loss_that_is_never_reached_has_no_forgetting():
 
 def test_the_first_crossing_counts_where_a_loss_rises_again():
     risen = curve([4.0, 2.0, 3.0, 1.0], [1.0, 1.5, 2.0, 3.0])
-    slope = -9 / (5 / 1.5 + 4 / 0.25)  # at the second point, of the lines to the first and to the last
-    assert forgetting_at(risen, "train", 2.5) == pytest.approx(0.5 * 0.84375 + 2 * slope * 0.140625)
-
-
-@pytest.mark.parametrize("axis", ["train", "test"])
-def test_a_bend_between_points_is_followed(axis):
-    """Forgetting that grows with the square of what was learnt, from five points: lines err three times as much."""
-    losses = np.linspace(4, 2, 5)
-    made = curve(losses.tolist(), (1 + (4 - losses) ** 2).tolist(), axis)
-    levels = np.linspace(4, 2, 41)
-    told = np.array([forgetting_at(made, axis, level) for level in levels])
-    lines = np.interp(levels, losses[::-1], ((4 - losses) ** 2)[::-1])
-    assert np.abs(told - (4 - levels) ** 2).max() < np.abs(lines - (4 - levels) ** 2).max() / 3
-
-
-@laws
-@given(st.integers(3, 12), st.integers(3, 12))
-def test_where_on_one_curve_points_lie_hardly_matters(few, many):
-    """A fast and a slow learner on the same curve of forgetting over loss are told alike."""
-    ends = (2.5, 2.0)
-    fast, slow = (
-        curve(
-            np.linspace(4, end, count + 3).tolist(), [1 + (4 - loss) ** 1.5 for loss in np.linspace(4, end, count + 3)]
-        )
-        for end, count in zip(ends, (few, many), strict=True)
-    )
-    for depth in DEPTHS:
-        assert compare("a", "b", {"a": {1: fast}, "b": {1: slow}}, "train", depth).difference == pytest.approx(
-            0, abs=0.01
-        )
+    assert forgetting_at(risen, "train", 2.5) == pytest.approx(0.375)
+    assert forgetting_at(risen, "train", 1.5) == pytest.approx(1.25)  # from the lowest point before, not from the last
 
 
 def test_the_common_level_is_what_the_slower_one_reaches():

@@ -18,7 +18,7 @@ from atoms.tuning import experiment
 from atoms.tuning.adapters import adaptable
 from atoms.tuning.arms import ARMS, Share, plan
 from atoms.tuning.curves import LOSSES, Curve
-from atoms.tuning.experiment import Bench, Recipe, Run, best_of, claim, make_trainer, run, search
+from atoms.tuning.experiment import ASKED_IN_RUNS, Bench, Recipe, Run, best_of, claim, make_trainer, run, search
 from atoms.tuning.text import Blocks, Text
 
 RECIPE = Recipe(steps=4, batch_size=4, warmup=1, learning_rates=[1e-3, 1e-2], seeds=2, points=2, eval_tokens=100)
@@ -47,8 +47,8 @@ def given(losses):
     return Run("kappa", 0.0, 0, 1, None, [], curve)
 
 
-def test_points_lie_at_equal_ratios():
-    assert Recipe(steps=64, points=6).at == [0, 2, 4, 8, 16, 32, 64]
+def test_points_lie_at_equal_steps_of_the_square_root():
+    assert Recipe(steps=64, points=8).at == [0, 1, 4, 9, 16, 25, 36, 49, 64]
     assert Recipe(steps=3, points=10).at == [0, 1, 2, 3]
 
 
@@ -101,7 +101,7 @@ def test_the_search_goes_on_past_an_end_where_the_best_lies_there(best, tried, b
 
 def test_what_is_reported_is_not_looked_at_while_rates_are_tried(bench):
     assert set(run(bench, ARMS["kappa"], 1e-2, 0).curve.losses) == {"train", "val", "general"}
-    assert set(run(bench, ARMS["kappa"], 1e-2, 1).curve.losses) == set(LOSSES)
+    assert set(run(bench, ARMS["kappa"], 1e-2, 1).curve.losses) == {"train", "test", "general"}
 
 
 def test_runs_repeat_and_all_begin_alike(bench, tmp_path):
@@ -110,7 +110,7 @@ def test_runs_repeat_and_all_begin_alike(bench, tmp_path):
     assert again == first["random"]
     other = run(bench, ARMS["random"], 1e-2, 2)
     assert other.curve.losses["train"][-1] != again.curve.losses["train"][-1]
-    starts = {tuple(each.curve.losses[name][0] for name in LOSSES) for each in first.values()}
+    starts = {tuple(each.curve.losses[name][0] for name in ASKED_IN_RUNS) for each in first.values()}
     assert len(starts) == 1
     assert all(each.curve.losses["train"][-1] < each.curve.losses["train"][0] for each in first.values())
     assert first["full"].trained > 5 * first["kappa"].trained
@@ -137,9 +137,9 @@ def test_models_are_kept_whole(name, bench):
     found = run(bench, ARMS[name], 1e-2, 1)
     folder = bench.folder / "models" / name
     kept = AutoModelForCausalLM.from_pretrained(folder)
-    few = bench.text.val.take(100)
+    few = bench.text.test.take(100)
     loss = kept(input_ids=few.ids, labels=few.labels).loss.item()
-    assert loss == pytest.approx(found.curve.losses["val"][-1], rel=1e-5)
+    assert loss == pytest.approx(found.curve.losses["test"][-1], rel=1e-5)
     if name != "full":
         chosen = json.loads((folder / "selection.json").read_text())["chosen"]
         assert [each["name"] for each in chosen] == found.chosen

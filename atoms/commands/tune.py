@@ -34,14 +34,25 @@ from atoms.tuning.adapters import require_peft
 from atoms.tuning.arms import ARMS, Plan, Share, plan
 from atoms.tuning.comparison import comparisons
 from atoms.tuning.curves import LOSSES, mean_loss
-from atoms.tuning.experiment import ASKED_IN_SEARCH, Bench, Recipe, Run, best_of, claim, make_trainer, search
+from atoms.tuning.experiment import (
+    ASKED_IN_RUNS,
+    ASKED_IN_SEARCH,
+    Bench,
+    Recipe,
+    Run,
+    best_of,
+    claim,
+    make_trainer,
+    search,
+)
 from atoms.tuning.figures import draw
 from atoms.tuning.language_model import CausalLM
 from atoms.tuning.record import Found, csv_rows, notes, numbers, screen, to_json
 from atoms.tuning.text import GeneralText, TaskText, Text, read_text
 
 FILE = "tune.json"
-_USUAL = ["full", "lora", "kappa", "kappa_lora", "reversed", "random", "random_lora", "relative"]
+USUAL = ["full", "lora", "kappa", "kappa_lora", "reversed", "random", "random_lora", "relative"]
+"""Arms that are run where none are named."""
 
 
 def run(words: list[str]) -> None:
@@ -64,7 +75,7 @@ def run(words: list[str]) -> None:
     parser.add_argument("--task", type=TaskText, help="What is learnt.")
     parser.add_argument("--general", type=GeneralText, help="What may be forgotten.")
     parser.add_argument("--context", type=int, default=128, help="Tokens of a block of text.")
-    parser.add_argument("--arms", type=list[str], default=_USUAL, help=f"Recipes: {', '.join(ARMS)}.")
+    parser.add_argument("--arms", type=list[str], default=USUAL, help=f"Recipes: {', '.join(ARMS)}.")
     parser.add_argument(
         "--references",
         type=list[str],
@@ -124,7 +135,7 @@ def tune(built: Any) -> Found:
         if logged:
             logged.failed()
         raise
-    start = {name: values[0] for name, values in runs[arms[0]][0].curve.losses.items()}  # all runs begin alike
+    start = {name: values[0] for name, values in _any_losses(searched, runs).items()}  # all runs begin alike
     curves = {arm: {each.seed: each.curve for each in group} for arm, group in runs.items()}
     title = f"{Path(built.model.name).name} on {type(built.task.corpus).__name__}"
     found = Found(title, start, searched, runs, comparisons(curves, built.references))
@@ -159,6 +170,13 @@ def _run_all(
             if logged:
                 logged.runs(searched[name], runs[name])
     return searched, runs
+
+
+def _any_losses(searched: dict[str, list[Run]], runs: dict[str, list[Run]]) -> dict[str, list[float]]:
+    """Losses of one run of the search and of one after it, which together are all."""
+    arm = next(iter(runs))
+    asked = searched[arm][0].curve.losses | runs[arm][0].curve.losses
+    return {name: asked[name] for name in LOSSES}
 
 
 def _arms(built: Any) -> list[str]:
@@ -259,7 +277,8 @@ def _say_cost(built: Any, bench: Bench, plans: list[Plan], total: int, seconds: 
     runs = len(plans) * (len(recipe.learning_rates) + recipe.seeds)
     asked = {name: getattr(bench.text, name).take(recipe.eval_tokens).tokens for name in LOSSES}
     searched = len(recipe.learning_rates) * sum(asked[name] for name in ASKED_IN_SEARCH)
-    measured = len(plans) * len(recipe.at) * (searched + recipe.seeds * sum(asked.values()))
+    after = recipe.seeds * sum(asked[name] for name in ASKED_IN_RUNS)
+    measured = len(plans) * len(recipe.at) * (searched + after)
     # Backward costs twice a forward.
     print(
         f"cost     {runs} runs of {recipe.steps} steps, {total:,} tokens to learn from and {measured:,} to measure on"

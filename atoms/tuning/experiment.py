@@ -25,15 +25,17 @@ from atoms.conditioning.selection import Candidate
 from atoms.errors import AtomsError
 from atoms.silent_trainer import silent_trainer
 from atoms.tuning.arms import Arm, Plan, Share, plan
-from atoms.tuning.curves import LOSSES, Curve, Recorder
+from atoms.tuning.curves import Curve, Recorder
 from atoms.tuning.kappa_tune import KappaTune
 from atoms.tuning.language_model import CausalLM, batches
 from atoms.tuning.text import Text
 
-_VERSION = 2
+_VERSION = 3
 ASKED_IN_SEARCH = ("train", "val", "general")
 """Losses that are measured while rates are tried. ``val`` alone chooses; the others tell how much hangs on the choice.
 The test text is not looked at."""
+ASKED_IN_RUNS = ("train", "test", "general")
+"""Losses that are measured at the rate that was taken; ``val``, by which it was chosen, has no more to say."""
 _STEP = 10**0.5
 """From one learning rate to the next where the search goes on past the end of the list."""
 _PRECISIONS = ("32-true", "bf16-mixed", "16-mixed")
@@ -55,7 +57,7 @@ class Recipe:
     """Rates tried at most beyond either end."""
     seeds: int = 5
     """Runs of every arm at its rate; seed 0, on which rates are tried, is none of them."""
-    points: int = 12
+    points: int = 10
     """Points of a curve after the start, at equal steps of the square root: dense where most is learnt."""
     eval_tokens: int = 8192
     """Tokens of each text on which losses are measured, at most."""
@@ -104,7 +106,7 @@ class Run:
 
     @property
     def best(self) -> float:
-        """Lowest loss on the validation text; infinite where the run diverged."""
+        """Lowest loss on the validation text while rates are tried; infinite where the run diverged."""
         return math.inf if self.diverged else min(self.curve.losses["val"])
 
     @property
@@ -223,7 +225,7 @@ def _train(bench: Bench, planned: Plan, model: nn.Module, lr: float, seed: int) 
     if planned.arm.method == "full":
         model = model.float()  # as tensors and adapters are trained in
     model = planned.apply(model)
-    names = ASKED_IN_SEARCH if seed == 0 else LOSSES
+    names = ASKED_IN_SEARCH if seed == 0 else ASKED_IN_RUNS
     few = {name: getattr(text, name).take(recipe.eval_tokens) for name in names}
     recorder = Recorder(few, recipe.at, recipe.batch_size, bench.tokens_per_step, bench.said)
     callbacks: list[L.Callback] = [recorder]

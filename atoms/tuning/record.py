@@ -14,7 +14,7 @@ from rich.table import Table
 
 from atoms.tuning.comparison import AXES, DEPTHS, Paired, forgetting_by_rate, interval, pairs_of
 from atoms.tuning.curves import LOSSES
-from atoms.tuning.experiment import Run, best_of
+from atoms.tuning.experiment import ASKED_IN_RUNS, Run, best_of
 
 
 @dataclass(frozen=True, eq=False)
@@ -81,7 +81,7 @@ def numbers(found: Found) -> dict[str, float]:
     for arm, runs in found.runs.items():
         out[f"{arm}/lr"] = runs[0].lr
         out[f"{arm}/trained"] = float(np.mean([run.trained for run in runs]))
-        for name in LOSSES:
+        for name in ASKED_IN_RUNS:
             out[f"{arm}/{name}"] = float(np.mean([run.curve.losses[name][-1] for run in runs]))
         out[f"{arm}/forgetting"] = float(np.mean([run.curve.forgetting()[-1] for run in runs]))
     for paired in found.compared:
