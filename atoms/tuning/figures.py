@@ -20,7 +20,7 @@ _COLOURS = {
     "random": "#9aa3b2",
     "relative": "#8156a5",
     "reversed_lora": "#7fc2aa",
-    "random_lora": "#c9ced8",
+    "random_lora": "#8c6d4f",
     "relative_lora": "#b99ad0",
 }
 
@@ -142,4 +142,5 @@ def _first(found: Found) -> int:
 
 def _legend(figure: Figure, axes: Axes, arms: int) -> None:
     handles, labels = axes.get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside lower center", ncols=min(arms, 7), frameon=False)
+    rows = -(-arms // 7)
+    figure.legend(handles, labels, loc="outside lower center", ncols=-(-arms // rows), frameon=False)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import product
@@ -12,7 +13,7 @@ import numpy as np
 from rich.console import Group
 from rich.table import Table
 
-from atoms.tuning.comparison import AXES, DEPTHS, Paired, forgetting_by_rate, interval, pairs_of
+from atoms.tuning.comparison import AXES, DEPTHS, Axis, Paired, forgetting_by_rate, interval, pairs_of
 from atoms.tuning.curves import LOSSES
 from atoms.tuning.experiment import ASKED_IN_RUNS, Run, best_of
 
@@ -98,36 +99,49 @@ def screen(found: Found) -> Group:
     Args:
         found: The experiment.
     """
-    arms = Table(f"{found.title}", box=None, pad_edge=False)
+    compared = [_compared(found, axis, said) for axis, said in AXES.items()]
+    tables = [_ends(found), *(table for table in compared if table.row_count), _by_rate(found)]
+    return Group(*(part for table in tables for part in (table, "")))
+
+
+def _ends(found: Found) -> Table:
+    """What each arm trains, and where it ends."""
+    table = Table(found.title, box=None, pad_edge=False)
     for head in ("trained", "rank", "lr", "train loss", "test loss", "forgetting"):
-        arms.add_column(head, justify="right", no_wrap=True)
+        table.add_column(head, justify="right", no_wrap=True)
     start = found.start
-    arms.add_row("at the start", "0", "", "", f"{start['train']:.3f}", f"{start['test']:.3f}", "0")
+    table.add_row("at the start", "0", "", "", f"{start['train']:.3f}", f"{start['test']:.3f}", "0")
     for arm, runs in found.runs.items():
         ends = [[run.curve.losses[name][-1] for run in runs] for name in ("train", "test")]
         cells = [_mean(values) for values in (*ends, [run.curve.forgetting()[-1] for run in runs])]
         ranks = {run.rank for run in runs if run.rank is not None}
         rank = " to ".join(dict.fromkeys(str(end(ranks)) for end in (min, max))) if ranks else ""
         edge = " (edge)" if found.at_edge(arm) else ""
-        arms.add_row(arm, f"{np.mean([run.trained for run in runs]):,.0f}", rank, f"{runs[0].lr:g}{edge}", *cells)
-    tables = [arms]
-    for axis, said in AXES.items():
-        at = {(each.arm, each.reference, each.depth): each for each in found.compared if each.axis == axis}
-        table = Table(f"forgetting at equal {said}", box=None, pad_edge=False)
-        for head in ("at loss", "arm", "reference", "difference (95 %)", "less on", "half-way (95 %)"):
-            table.add_column(head, justify="right", no_wrap=True)
-        table.add_column("")
-        for arm, reference in dict.fromkeys(pair[:2] for pair in at):
-            half, full = (at.get((arm, reference, depth)) for depth in DEPTHS)
-            if full is None:
-                continue
-            values = (f"{full.level:.3f}", f"{full.forgetting:+.3f}", f"{full.forgetting_reference:+.3f}")
-            less = f"{full.fewer} of {full.seeds}"
-            halfway = "" if half is None else _difference(half)
-            table.add_row(f"{arm} - {reference}", *values, _difference(full), less, halfway, full.verdict)
-        if table.row_count:
-            tables.append(table)
-    return Group(*(part for table in [*tables, _by_rate(found)] for part in (table, "")))
+        table.add_row(arm, f"{np.mean([run.trained for run in runs]):,.0f}", rank, f"{runs[0].lr:g}{edge}", *cells)
+    return table
+
+
+def _compared(found: Found, axis: Axis, said: str) -> Table:
+    """Pairs of arms at one loss, as wide as a narrow screen."""
+    table = Table(title=f"forgetting at equal {said}", title_justify="left", box=None, pad_edge=False)
+    table.add_column("", no_wrap=True)
+    for head in ("at loss", "arm", "ref.", "difference (95 %)", "less on", "half-way (95 %)", "forgets"):
+        table.add_column(head, justify="right", no_wrap=True)
+    at = {(each.arm, each.reference, each.depth): each for each in found.compared if each.axis == axis}
+    for arm, reference in dict.fromkeys(pair[:2] for pair in at):
+        half, full = (at.get((arm, reference, depth)) for depth in DEPTHS)
+        if full is not None:
+            table.add_row(
+                f"{arm} - {reference}",
+                f"{full.level:.3f}",
+                _signed(full.forgetting),
+                _signed(full.forgetting_reference),
+                _difference(full),
+                f"{full.fewer} of {full.seeds}",
+                "" if half is None else _difference(half),
+                {"forgets less": "less", "forgets more": "more"}.get(full.verdict, ""),
+            )
+    return table
 
 
 def _by_rate(found: Found) -> Table:
@@ -190,8 +204,13 @@ def csv_rows(found: Found) -> str:
 
 
 def _difference(paired: Paired) -> str:
-    ends = f"({paired.low:+.3f} to {paired.high:+.3f})" if paired.seeds > 1 else "(one seed)"
-    return f"{paired.difference:+.3f} {ends}"
+    ends = f"({_signed(paired.low)} to {_signed(paired.high)})" if paired.seeds > 1 else "(one seed)"
+    return f"{_signed(paired.difference)} {ends}"
+
+
+def _signed(value: float) -> str:
+    """With its sign and, so that a line holds it, without a zero before the point."""
+    return re.sub(r"^([+-])0\.", r"\1.", f"{value:+.3f}")
 
 
 def _mean(values: Sequence[float]) -> str:
