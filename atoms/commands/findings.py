@@ -64,6 +64,20 @@ def write(folder: Path, content: Mapping[str, bytes], output: str) -> None:
         ) from error
 
 
+def log_files(run: AtomsMLFlowLogger, content: Mapping[str, bytes]) -> None:
+    """Add files to a run, pictures among its figures.
+
+    Args:
+        run: The run.
+        content: Texts and pictures by name of file.
+    """
+    for name, each in content.items():
+        if name.endswith(".png"):
+            run.log_picture(each, name.removesuffix(".png"))
+        else:
+            run.log_text(each.decode(), name)
+
+
 def log(
     settings: Any,
     run_name: str,
@@ -94,11 +108,7 @@ def log(
         )
         run.log_hyperparams(params)
         run.log_at({f"{tags['command']}/{name}": value for name, value in numbers.items()}, 0)
-        for name, each in content.items():
-            if name.endswith(".png"):
-                run.log_picture(each, name.removesuffix(".png"))
-            else:
-                run.log_text(each.decode(), name)
+        log_files(run, content)
         run.finalize("success")
         print(f"logged      run {run.run_id} in {run.tracking_uri}")
     except AtomsError as error:

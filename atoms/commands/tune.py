@@ -1,7 +1,6 @@
 """``atoms tune``: what fine-tuning recipes learn and what they forget, at equal loss."""
 
 import contextlib
-import io
 import json
 import sys
 import time
@@ -14,9 +13,9 @@ from jsonargparse import ActionConfigFile  # type: ignore[attr-defined]
 from rich.console import Console
 from torch import nn
 
-from atoms.activations.files import write_file
 from atoms.activations.language_model import load_causal_model, load_tokenizer, max_context, require_causal
 from atoms.activations.model_source import ModelSpec, resolve
+from atoms.commands.findings import log_files, png, write
 from atoms.commands.parser import AtomsArgumentParser, is_first_rank, quiet, readable
 from atoms.conditioning.selection import candidates_of
 from atoms.conditioning.survey import MAX_DIM, survey
@@ -325,20 +324,15 @@ def _leave(found: Found, built: Any, bench: Bench, logged: "_Log | None") -> Non
     console.print(screen(found))
     for note in notes(found, built.references):
         print(f"note     {note}")
-    pictures: dict[str, bytes] = {}
-    for name, figure in draw(found).items():
-        image = io.BytesIO()
-        figure.savefig(image, format="png", dpi=120)
-        pictures[name] = image.getvalue()
     record = to_json(found, _identity(built, bench) | {"arms": built.arms, "references": built.references})
     text = json.dumps(record, indent=1, default=str, allow_nan=False)
-    write_file(bench.folder / FILE, text.encode())
-    write_file(bench.folder / "curves.csv", csv_rows(found).encode())
-    for name, content in pictures.items():
-        write_file(bench.folder / "figures" / f"{name}.png", content)
+    content = {FILE: text.encode(), "curves.csv": csv_rows(found).encode()}
+    pictures = png(draw(found))
+    write(bench.folder, content, built.output)
+    write(bench.folder / "figures", pictures, built.output)
     print(f"found    {bench.folder}/")
     if logged:
-        logged.end(found, text, pictures)
+        logged.end(found, content | pictures)
 
 
 class _Log:
@@ -385,16 +379,13 @@ class _Log:
             child.log_at({f"tune/{name}": values[at] for name, values in known.items()}, tokens)
         child.finalize("success")
 
-    def end(self, found: Found, text: str, pictures: dict[str, bytes]) -> None:
+    def end(self, found: Found, content: dict[str, bytes]) -> None:
         """Log what follows from all of them."""
         if self.parent is None:
             return
         try:
             self.parent.log_at({f"tune/{name}": value for name, value in numbers(found).items()}, 0)
-            self.parent.log_text(text, FILE)
-            self.parent.log_text(csv_rows(found), "curves.csv")
-            for name, content in pictures.items():
-                self.parent.log_picture(content, name)
+            log_files(self.parent, content)
             self.parent.finalize("success")
             print(f"logged   run {self.parent.run_id} in {self.parent.tracking_uri}")
         except Exception as error:
