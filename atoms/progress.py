@@ -98,7 +98,7 @@ class Meter:
         """Note that ``items`` more are done."""
         self.done += items
         if self._bar:
-            self._bar.update(self._task, advance=items, note=self.note())
+            self._bar.update(self._task, advance=items, total=self.total, note=self.note())
         elif self.enabled and time.monotonic() - self._last_line > SECONDS_BETWEEN_LINES:
             self._last_line = time.monotonic()
             rate = self.done / max(self._last_line - self._started, 1e-9)

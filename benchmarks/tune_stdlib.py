@@ -5,14 +5,19 @@
 
 The model sees the general corpus of the config without the share that is held out, dealt as `atoms tune` deals it; its
 byte-level BPE tokenizer is made from all of it. They are kept in the folder that the config names as its model, and
-trained once. Matrices of this size gain little from a second thread; so arms are dealt to processes of one thread each,
-which write into one folder, and a last call gathers what they found.
+trained once; what that hangs on is changed in the config, never by further words. Matrices of this size gain little
+from a second thread; so arms are dealt to processes of one thread each, which write into one folder, and a last call gathers
+what they found.
 """
 
 import argparse
+import contextlib
+import json
 import os
+import shutil
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 
@@ -31,6 +36,7 @@ from atoms.tuning.text import general_split, pack
 
 END = "<|end|>"
 VOCABULARY = 2048
+MADE_OF = "made_of.json"
 
 
 def make_tokenizer(corpus: StdlibDocstrings) -> PreTrainedTokenizerFast:
@@ -84,9 +90,19 @@ def pretrain(settings: dict, passes: int) -> None:
             optimizer.zero_grad()
             meter.advance(ids.numel())
     print(f"training loss of the last batch {float(total.detach() / count):.3f} nats a token")
-    folder = settings["model"]["name"]
-    module.model.save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
+    folder = Path(settings["model"]["name"])
+    partial = folder.with_name(f".{folder.name}.partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    module.model.save_pretrained(partial)
+    tokenizer.save_pretrained(partial)
+    (partial / MADE_OF).write_text(json.dumps(made_of(settings, passes)))
+    partial.rename(folder)
+
+
+def made_of(settings: dict, passes: int) -> dict:
+    """What a model hangs on."""
+    known = {name: settings.get(name) for name in ("general", "context", "seed")}
+    return {**known, "passes": passes}
 
 
 def listed(arms: list[str]) -> str:
@@ -98,20 +114,20 @@ def run_side_by_side(words: list[str], arms: list[str], processes: int) -> None:
     """Run every arm in one of several processes; what they find stays in the folder of the experiment."""
     parts = [part for each in range(processes) if (part := arms[each::processes])]
     alone = {**os.environ, "OMP_NUM_THREADS": "1"}
-    begun = [
-        subprocess.Popen(
-            [sys.executable, "-m", "atoms", *words, "--arms", listed(part), "--tracking_uri", "none"],
-            env=alone,
-            stdout=None if part is parts[0] else subprocess.DEVNULL,
-            stderr=None if part is parts[0] else subprocess.PIPE,
-            text=True,
-        )
-        for part in parts
-    ]
-    for part, process in zip(parts, begun, strict=True):
-        _, said = process.communicate()
-        if process.returncode:
-            raise SystemExit(f"{', '.join(part)}: {said or 'failed'}")
+    with contextlib.ExitStack() as stack:
+        begun = []
+        for part in parts:  # the first is seen; the others are heard if they fail
+            said = None if part is parts[0] else stack.enter_context(tempfile.TemporaryFile("w+"))
+            command = [sys.executable, "-m", "atoms", *words, "--arms", listed(part), "--tracking_uri", "none"]
+            begun.append((part, said, subprocess.Popen(command, env=alone, stdout=said, stderr=said)))
+            stack.callback(begun[-1][-1].kill)
+        while any(process.poll() != 0 for *_, process in begun):
+            for part, said, process in begun:
+                if process.poll():
+                    if said:
+                        said.seek(0)
+                    raise SystemExit(f"{', '.join(part)} failed\n{said.read()[-2000:] if said else ''}")
+            time.sleep(0.5)
 
 
 def main() -> None:
@@ -124,8 +140,14 @@ def main() -> None:
     own, words = parser.parse_known_args()
     settings = yaml.safe_load(Path(own.config).read_text())
     began = time.monotonic()
-    if not Path(settings["model"]["name"]).exists():
+    fixed = ("--model", "--general", "--context", "--seed", "--config")
+    if given := [word for word in words if word.startswith(fixed)]:
+        parser.error(f"{given[0]}: the model hangs on it; change the config")
+    stamp = Path(settings["model"]["name"]) / MADE_OF
+    if not stamp.parent.exists():
         pretrain(settings, own.passes)
+    elif not stamp.exists() or json.loads(stamp.read_text()) != made_of(settings, own.passes):
+        parser.error(f"{stamp.parent} is another model than the config says: delete it")
     print(f"model    {settings['model']['name']}, {time.monotonic() - began:.0f} s")
     words = ["tune", "--config", own.config, *words]
     arms = own.arms or settings.get("arms", USUAL)

@@ -69,5 +69,6 @@ def test_what_cannot_be_logged_is_a_note(tmp_path, capsys):
     logged(f"sqlite:///{tmp_path / 'file' / 'runs.db'}")
     said = capsys.readouterr()
     assert said.out == ""
-    assert said.err.startswith("note     not logged: ")
+    assert said.err.startswith("note     not logged: tracking_uri: ")
+    assert said.err.endswith("name another with --tracking_uri, or set it to none\n")
     assert said.err.count("\n") == 1

@@ -12,6 +12,8 @@ from tiny_models import write_experts, write_llama, write_text, write_tokenizer
 from transformers import AutoModelForCausalLM
 
 from atoms.cli import main
+from atoms.commands import tune
+from atoms.errors import AtomsError
 from atoms.tuning import experiment
 from atoms.tuning.arms import ARMS
 
@@ -76,7 +78,11 @@ def test_an_experiment_from_its_settings_to_its_runs(made, database, monkeypatch
     assert {file.name for file in Path("tune/figures").iterdir()} == {
         "curves.png", "forgetting.png", "differences.png", "learning_rates.png",
     }  # fmt: skip
-    assert {folder.name for folder in Path("tune/models").iterdir()} == set(found["runs"])
+    assert {folder.name for folder in Path("tune/models").iterdir()} == {
+        f"{arm}-lr{runs[0]['lr']}-seed1" for arm, runs in found["runs"].items()
+    }
+    assert found["settings"]["recipe"]["seeds"] == 2
+    assert found["settings"]["task"]["corpus"]["class_path"].endswith("TextFiles")
 
     (experiment,) = database.search_experiments(filter_string="name = 'tune'")
     runs = database.search_runs([experiment.experiment_id], max_results=100)
@@ -143,10 +149,78 @@ def test_a_model_without_a_causal_head(made, tiny_bert, tiny_gpt2, capsys):
 def test_rates_at_which_an_arm_diverges(made, database, capsys):
     with pytest.raises(SystemExit):
         main(words(made, "--budget.fraction=0.3", "--arms=[full]", "--recipe.learning_rates=[1e30]", "--recipe.clip=0"))
-    assert "full diverges at every rate: set recipe.learning_rates lower" in said(capsys)
+    assert "arms full diverge at every rate: set recipe.learning_rates lower" in said(capsys)
     (experiment,) = database.search_experiments(filter_string="name = 'tune'")
-    (run,) = database.search_runs([experiment.experiment_id])
-    assert run.info.status == "FAILED"
+    runs = database.search_runs([experiment.experiment_id])
+    (parent,) = (run for run in runs if "mlflow.parentRunId" not in run.data.tags)
+    assert parent.info.status == "FAILED"
+
+
+def test_an_arm_that_diverges_at_every_rate_costs_the_others_nothing(made, monkeypatch, capsys):
+    trained = experiment._train
+
+    def broken(bench, planned, model, lr, seed):
+        run, model = trained(bench, planned, model, lr, seed)
+        if planned.arm.name == "lora":
+            run.curve.losses["train"][-1] = float("nan")
+        return run, model
+
+    monkeypatch.setattr(experiment, "_train", broken)
+    asked = ["--budget.fraction=0.3", "--arms=[full, lora, kappa]", "--recipe.seeds=1", "--tracking_uri=none"]
+    main(words(made, *asked, "--recipe.learning_rates=[1e-2]", "--recipe.extensions=0"))
+    assert "note     lora: diverges at every rate, and is left out" in capsys.readouterr().out
+    found = json.loads(Path("tune/tune.json").read_text())
+    assert (set(found["runs"]), set(found["searched"])) == ({"full", "kappa"}, {"full", "lora", "kappa"})
+
+
+def test_a_rate_that_gains_nearly_as_much_is_taken_if_it_is_lower(made, monkeypatch):
+    trained = experiment._train
+
+    def pretended(bench, planned, model, lr, seed):
+        run, model = trained(bench, planned, model, lr, seed)
+        if seed == 0:
+            gain = {1e-3: 0.9, 1e-2: 0.98, 1e-1: 1.0}[lr]
+            run.curve.losses["val"][:] = [5.0, *[5.0 - gain] * (len(run.curve.losses["val"]) - 1)]
+        return run, model
+
+    monkeypatch.setattr(experiment, "_train", pretended)
+    asked = ["--budget.fraction=0.3", "--arms=[kappa]", "--recipe.seeds=1", "--tracking_uri=none"]
+    asked += ["--recipe.learning_rates=[1e-3, 1e-2, 1e-1]", "--recipe.extensions=0"]
+    for tie, taken in ((0.0, 1e-1), (0.05, 1e-2), (0.2, 1e-3)):  # in one folder: a run does not hang on it
+        main(words(made, *asked, f"--recipe.tie={tie}"))
+        assert json.loads(Path("tune/tune.json").read_text())["runs"]["kappa"][0]["lr"] == taken
+
+
+def test_a_draw_that_cannot_be_run_is_found_before_anything_is_trained(made, monkeypatch, capsys):
+    """Drawn tensors differ between seeds, and so does the rank that they need."""
+    planned = tune.plan
+
+    def unlucky(arm, model, candidates, share, seed):
+        if seed == 2:
+            raise AtomsError("budget of 9 parameters: adapters on 2 tensors would need rank 99")
+        return planned(arm, model, candidates, share, seed)
+
+    monkeypatch.setattr("atoms.commands.tune.plan", unlucky)
+    monkeypatch.setattr("atoms.tuning.experiment._train", None)
+    asked = ["--budget.fraction=0.3", "--arms=[kappa, random_lora]", "--recipe.seeds=2", "--tracking_uri=none"]
+    with pytest.raises(SystemExit):
+        main(words(made, *asked, "--budget.adapted=0.5"))
+    assert "would need rank 99" in said(capsys)
+    assert not Path("tune").exists()
+
+
+def test_parts_of_an_experiment_are_gathered(made, monkeypatch, database):
+    """Processes that run some of the arms each leave their runs in one folder; a last call with all runs none again."""
+    asked = ["--budget.fraction=0.3", "--recipe.seeds=1", "--recipe.learning_rates=[1e-2]", "--recipe.extensions=0"]
+    for part in ("[kappa]", "[random, full]"):
+        main(words(made, *asked, f"--arms={part}", "--tracking_uri=none"))
+    monkeypatch.setattr(experiment, "_train", None)
+    main(words(made, *asked, "--arms=[full, kappa, random]"))
+    assert set(json.loads(Path("tune/tune.json").read_text())["runs"]) == {"full", "kappa", "random"}
+    (kept,) = database.search_experiments(filter_string="name = 'tune'")
+    runs = database.search_runs([kept.experiment_id])
+    assert len(runs) == 1 + 3 * 2
+    assert {run.info.status for run in runs} == {"FINISHED"}
 
 
 def test_what_would_fail_hours_later_is_refused_at_once(made, monkeypatch, capsys):
@@ -258,6 +332,7 @@ def test_an_experiment_that_is_killed_goes_on(made, database, monkeypatch, capsy
     assert again == [("random", 1), ("random", 2)]
     main(words(made, *asked, "--tracking_uri=none", "--output=whole"))
     resumed, whole = (json.loads(Path(folder, "tune.json").read_text()) for folder in ("tune", "whole"))
+    assert (resumed["settings"].pop("output"), whole["settings"].pop("output")) == ("tune", "whole")
     assert resumed == whole
     assert len(again) == 2 + 6
     with pytest.raises(SystemExit):

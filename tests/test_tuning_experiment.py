@@ -58,6 +58,8 @@ def test_points_lie_at_equal_steps_of_the_square_root():
         ({"steps": 0}, "recipe.steps is 0"),
         ({"seeds": 0}, "recipe.seeds is 0"),
         ({"clip": -1.0}, "recipe.clip is -1.0"),
+        ({"tie": math.nan}, "recipe.tie is nan: give a number of at least 0 and below 1"),
+        ({"clip": math.inf}, "recipe.clip is inf: give 0 or more"),
         ({"learning_rates": []}, r"recipe.learning_rates is \[\]"),
         ({"learning_rates": [1e-2, 1e-3]}, "give ascending numbers above 0"),
         ({"learning_rates": [0.0, 1e-3]}, "give ascending numbers above 0"),
@@ -76,6 +78,9 @@ def test_the_rate_is_that_of_the_lowest_validation_loss_on_the_way():
         replace(given([4.0, 3.0, 3.9]), lr=3.0),
     ]
     assert best_of(runs).lr == 1.0
+    assert best_of(runs, 0.09).lr == 1.0  # the gains are 1 and .9
+    assert best_of(runs, 0.11).lr == 0.5
+    assert best_of([replace(given([4.0, 4.0]), lr=lr) for lr in (2.0, 1.0)], 0.5).lr == 1.0
     assert given([4.0, math.nan, math.nan]).best == math.inf
 
 
@@ -135,7 +140,7 @@ def test_finished_runs_are_not_run_again(bench, monkeypatch):
 def test_models_are_kept_whole(name, bench):
     bench = replace(bench, keep=True, share=replace(bench.share, adapted=0.6))
     found = run(bench, ARMS[name], 1e-2, 1)
-    folder = bench.folder / "models" / name
+    folder = bench.folder / "models" / f"{name}-lr0.01-seed1"
     kept = AutoModelForCausalLM.from_pretrained(folder)
     few = bench.text.test.take(100)
     loss = kept(input_ids=few.ids, labels=few.labels).loss.item()
@@ -165,8 +170,8 @@ def test_a_rate_at_which_a_run_diverges_is_not_taken():
     diverged = replace(given([4.0, 1.0, math.nan]), lr=1.0)
     overflown = replace(given([4.0, 1.0, math.inf]), lr=1.0)
     assert diverged.best == overflown.best == math.inf
-    assert best_of([replace(given([4.0, 3.9]), lr=0.5), diverged]).lr == 0.5
-    assert best_of([diverged, replace(diverged, lr=0.5)]).lr == 0.5
+    assert best_of([replace(given([4.0, 3.9]), lr=0.5), diverged], 0.02).lr == 0.5
+    assert best_of([diverged, replace(diverged, lr=0.5)], 0.02).lr == 0.5
 
 
 @pytest.mark.parametrize("rates", [[1.0], [1.0, 10.0]])
@@ -219,7 +224,7 @@ def test_a_kept_model_is_made_again_where_its_run_is_missing_and_the_run_where_i
     """As after a kill between the two, or a damaged file that was deleted as its message says."""
     bench = replace(bench, keep=True)
     first = run(bench, ARMS["kappa"], 1e-2, 1)
-    file, kept = bench.folder / "runs" / "kappa-lr0.01-seed1.json", bench.folder / "models" / "kappa"
+    file, kept = bench.folder / "runs" / "kappa-lr0.01-seed1.json", bench.folder / "models" / "kappa-lr0.01-seed1"
     weights = (kept / "model.safetensors").read_bytes()
     file.unlink()
     (kept / "model.safetensors").write_bytes(b"half")
@@ -228,7 +233,7 @@ def test_a_kept_model_is_made_again_where_its_run_is_missing_and_the_run_where_i
     shutil.rmtree(kept)
     assert run(bench, ARMS["kappa"], 1e-2, 1) == first
     assert (kept / "model.safetensors").read_bytes() == weights
-    assert {each.name for each in (bench.folder / "models").iterdir()} == {"kappa"}
+    assert {each.name for each in (bench.folder / "models").iterdir()} == {"kappa-lr0.01-seed1"}
     run(bench, ARMS["kappa"], 1e-2, 2)
     monkeypatch.setattr(experiment, "_train", None)
     run(bench, ARMS["kappa"], 1e-2, 1)
@@ -238,7 +243,7 @@ def test_a_kept_model_is_made_again_where_its_run_is_missing_and_the_run_where_i
 def test_a_kept_model_is_ready_to_be_used(name, bench):
     """Its configuration is the source's, its tokenizer beside it, and nothing of PEFT or of training is left in it."""
     run(replace(bench, keep=True), ARMS[name], 1e-2, 1)
-    folder = bench.folder / "models" / name
+    folder = bench.folder / "models" / f"{name}-lr0.01-seed1"
     source, kept = (AutoConfig.from_pretrained(path).to_dict() for path in (bench.model.path, folder))
     named = {"_name_or_path", "transformers_version"}
     assert {key: value for key, value in kept.items() if key not in named} == {

@@ -2,6 +2,7 @@
 
 import io
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -75,6 +76,7 @@ def test_differences_are_those_of_the_tables_at_full_depth():
 def test_rates_mark_the_one_that_was_taken():
     experiment = found()
     experiment.searched["full"] = searching("full", [1e-3, 1e-2, 1e-1], 1e-1)
+    experiment.runs["full"] = [replace(run, lr=1e-1) for run in experiment.runs["full"]]
     experiment.searched["full"][0].curve.losses["val"][1] = math.nan
     axes, beside = draw(experiment)["learning_rates"].axes
     assert list(lines(beside, "kappa")[1]) == pytest.approx([1e-3, 1e-2, 1e-1])  # forgetting grows with the rate

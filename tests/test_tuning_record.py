@@ -3,6 +3,7 @@
 import csv
 import json
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -156,7 +157,8 @@ def test_one_seed_is_said_to_be_one_and_no_number_is_not():
     broken.losses["general"][1:] = [math.nan] * 3
     out = printed(found(kappa=[broken, curve(1.5, 0.1), curve(1.5, 0.1)]))
     assert "(one seed)" not in out
-    assert "+nan (+nan to +nan)" in out
+    assert "kappa - " not in out  # it is compared as far as it got, which is nowhere
+    assert "lora - full" in out
 
 
 def test_tables_of_an_experiment_that_compares_nothing():
@@ -170,6 +172,7 @@ def test_an_edge_is_the_lowest_or_the_highest_rate_tried():
     experiment = found()
     for best, edge in ((1e-3, True), (1e-2, False), (1e-1, True)):
         experiment.searched["full"] = searching("full", [1e-3, 1e-2, 1e-1], best)
+        experiment.runs["full"][0] = replace(experiment.runs["full"][0], lr=best)
         assert experiment.at_edge("full") is edge
         assert ("full: the best rate is the last one tried" in " ".join(notes(experiment, REFERENCES))) is edge
         assert ("(edge)" in printed(experiment)) is edge
@@ -193,3 +196,10 @@ def test_notes_say_what_a_reader_of_the_tables_would_miss():
     for each in nothing.searched["lora"]:
         each.curve.losses["val"][1] += 9
     assert notes(nothing, REFERENCES)[1:] == ["lora: no rate lowers the validation loss"]
+    dropped = found()
+    dropped.runs.pop("kappa")
+    assert notes(replace(dropped, compared=[]), []) == [
+        "kappa: diverges at every rate, and is left out: set recipe.learning_rates lower",
+        "nothing is compared: of references, none was run beside another arm",
+    ]
+    assert "kappa" not in printed(replace(dropped, compared=[]))

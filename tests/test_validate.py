@@ -127,7 +127,12 @@ def test_members_that_differ_in_their_seed_are_compared(fit_words, capsys):
     (last,) = Path("runs").glob("checkpoints/*.ckpt")
     capsys.readouterr()
     main(
-        ["validate", f"--ckpt_path={last}", *QUICK, "--checks.skip=[l1, isometry, identifiability, shift, metric, use]"]
+        [
+            "validate",
+            f"--ckpt_path={last}",
+            *QUICK,
+            "--checks.skip=[l1, isometry, identifiability, shift, metric, use, information]",
+        ]
     )
     out = capsys.readouterr().out
     assert "wide: not done: stability" in out

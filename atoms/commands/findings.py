@@ -13,6 +13,9 @@ from atoms.activations.files import write_file
 from atoms.errors import AtomsError, printable
 from atoms.training.certificate_log import NOWHERE
 from atoms.training.mlflow_logger import AtomsMLFlowLogger
+from atoms.training.outbox import short
+
+_OF_A_FIT = "trainer.logger.init_args.tracking_uri, or set trainer.logger to false"
 
 
 def folder_name(title: str, otherwise: str) -> str:
@@ -112,4 +115,15 @@ def log(
         run.finalize("success")
         print(f"logged      run {run.run_id} in {run.tracking_uri}")
     except AtomsError as error:
-        print(f"note     not logged: {printable(str(error))}", file=sys.stderr)
+        say_unlogged(error)
+
+
+def say_unlogged(error: Exception) -> None:
+    """Note that nothing is kept in MLflow, and why; what a trainer's logger says goes by the command's settings.
+
+    Args:
+        error: What MLflow or the logger raised.
+    """
+    said = str(error) if isinstance(error, AtomsError) else short(error)
+    said = said.replace("trainer.logger: ", "tracking_uri: ").replace(_OF_A_FIT, "--tracking_uri, or set it to none")
+    print(f"note     not logged: {printable(said)}", file=sys.stderr)

@@ -14,8 +14,8 @@ from rich.console import Console
 from torch import nn
 
 from atoms.activations.language_model import load_causal_model, load_tokenizer, max_context, require_causal
-from atoms.activations.model_source import ModelSpec, resolve
-from atoms.commands.findings import log_files, png, write
+from atoms.activations.model_source import ModelSpec, ResolvedModel, resolve
+from atoms.commands.findings import log_files, png, say_unlogged, write
 from atoms.commands.parser import AtomsArgumentParser, is_first_rank, quiet, readable
 from atoms.conditioning.selection import candidates_of
 from atoms.conditioning.survey import MAX_DIM, survey
@@ -27,7 +27,6 @@ from atoms.processes import leave_at_exit
 from atoms.progress import Meter, duration, size
 from atoms.training.certificate_log import NOWHERE
 from atoms.training.mlflow_logger import AtomsMLFlowLogger, child_run
-from atoms.training.outbox import short
 from atoms.tuning import experiment
 from atoms.tuning.adapters import require_peft
 from atoms.tuning.arms import ARMS, Plan, Share, plan
@@ -50,6 +49,7 @@ from atoms.tuning.record import Found, csv_rows, notes, numbers, screen, to_json
 from atoms.tuning.text import GeneralText, TaskText, Text, read_text
 
 FILE = "tune.json"
+_NOT_IN_A_RUN = ("learning_rates", "extensions", "tie", "seeds")  # of a recipe; they may change in a folder
 USUAL = ["full", "lora", "kappa", "kappa_lora", "reversed", "random", "random_lora", "relative"]
 """Arms that are run where none are named."""
 
@@ -104,17 +104,19 @@ def run(words: list[str]) -> None:
     quiet()
     leave_at_exit()
     use_fast_float32()
+    settings.pop("config", None)
     try:
-        tune(built)
+        tune(built, settings.as_dict())
     except AtomsError as error:
         raise AtomsError(str(error).replace("data.harvest.model.", "model.").replace("data.harvest.", "")) from error
 
 
-def tune(built: Any) -> Found:
+def tune(built: Any, asked: dict[str, Any]) -> Found:
     """Run an experiment, print what came out, and leave files and MLflow runs.
 
     Args:
-        built: The command's settings.
+        built: The command's settings, as objects.
+        asked: The same as plain values, for the record.
 
     Raises:
         AtomsError: If it cannot be run.
@@ -123,23 +125,23 @@ def tune(built: Any) -> Found:
     bench, plans, seconds = _prepare(built, arms)
     recipe = bench.recipe
     folder, first = bench.folder, is_first_rank()
-    claim(folder, _identity(built, bench))
-    total = len(arms) * (len(recipe.learning_rates) + recipe.seeds) * recipe.steps * bench.tokens_per_step
+    claim(folder, _identity(built, bench.model))
+    total = len(arms) * (len(recipe.learning_rates) + recipe.seeds) * bench.tokens_per_run
     if first:
         _say_cost(built, bench, plans, total, seconds)
     logged = _Log(built, bench) if first else None
     try:
         searched, runs = _run_all(bench, arms, Meter("tune", total, enabled=first), logged)
+        start = {name: values[0] for name, values in _any_losses(searched, runs).items()}  # all runs begin alike
+        curves = {arm: {each.seed: each.curve for each in group} for arm, group in runs.items()}
+        title = f"{Path(built.model.name).name} on {type(built.task.corpus).__name__}"
+        found = Found(title, start, searched, runs, comparisons(curves, built.references))
+        if first:
+            _leave(found, built, folder, asked, logged)
     except BaseException:
         if logged:
             logged.failed()
         raise
-    start = {name: values[0] for name, values in _any_losses(searched, runs).items()}  # all runs begin alike
-    curves = {arm: {each.seed: each.curve for each in group} for arm, group in runs.items()}
-    title = f"{Path(built.model.name).name} on {type(built.task.corpus).__name__}"
-    found = Found(title, start, searched, runs, comparisons(curves, built.references))
-    if first:
-        _leave(found, built, bench, logged)
     return found
 
 
@@ -152,22 +154,27 @@ def _run_all(
     meter.note = lambda: doing
     searched: dict[str, list[Run]] = {}
     runs: dict[str, list[Run]] = {}
+
+    def expect(tokens: int) -> None:
+        meter.total += tokens
+
     with meter:
-        bench = replace(bench, said=meter.advance)
+        bench = replace(bench, said=meter.advance, expected=expect)
         for name in arms:
             doing = f"{name}: rates"
             searched[name] = search(bench, ARMS[name])
-            taken = best_of(searched[name])
-            if taken.best == float("inf"):
-                raise AtomsError(f"{name} diverges at every rate: set recipe.learning_rates lower")
-            more = len(searched[name]) - len(recipe.learning_rates)
-            meter.total += more * recipe.steps * bench.tokens_per_step
-            runs[name] = []
-            for seed in range(1, recipe.seeds + 1):
-                doing = f"{name}: seed {seed}"
-                runs[name].append(experiment.run(bench, ARMS[name], taken.lr, seed))
+            taken = best_of(searched[name], recipe.tie)
+            if taken.diverged:
+                expect(-recipe.seeds * bench.tokens_per_run)
+            else:
+                runs[name] = []
+                for seed in range(1, recipe.seeds + 1):
+                    doing = f"{name}: seed {seed}"
+                    runs[name].append(experiment.run(bench, ARMS[name], taken.lr, seed))
             if logged:
-                logged.runs(searched[name], runs[name])
+                logged.runs(searched[name], runs.get(name, []))
+    if not runs:
+        raise AtomsError(f"arms {', '.join(arms)} diverge at every rate: set recipe.learning_rates lower")
     return searched, runs
 
 
@@ -211,6 +218,7 @@ def _prepare(built: Any, arms: list[str]) -> tuple[Bench, list[Plan], float]:
         raise AtomsError(f"context is {built.context}: give at least 2{most}")
     vocabulary = getattr(resolved.config.get_text_config(), "vocab_size", None)
     text = read_text(built.task, built.general, tokenizer, vocabulary, built.context, built.seed)
+    claim(Path(built.output), _identity(built, resolved), look=True)
     if is_first_rank():
         for note in text.notes:
             print(f"note     {printable(note)}")
@@ -233,7 +241,10 @@ def _prepare(built: Any, arms: list[str]) -> tuple[Bench, list[Plan], float]:
         Path(built.output),
         built.keep_models,
     )
-    plans = [plan(ARMS[name], model, candidates, built.budget, 1) for name in arms]  # before anything is trained
+    plans = []
+    for name in arms:  # before anything is trained, every draw that will be
+        draws = range(built.recipe.seeds + 1) if ARMS[name].order == "random" else (1,)
+        plans.append([plan(ARMS[name], model, candidates, built.budget, seed) for seed in draws][-1])
     if is_first_rank():
         _say_plans(plans, built.budget.of(candidates), text)
     return bench, plans, seconds
@@ -285,18 +296,20 @@ def _say_cost(built: Any, bench: Bench, plans: list[Plan], total: int, seconds: 
     )
     parameters = sum(each.parameters for each in bench.candidates)
     weights = parameters * (4 if built.model.dtype == "float32" else 2)
-    trained = max(each.trained for each in plans)
-    print(f"memory   {size(weights)} for the model, beside activations; {size(16 * trained)} for what the largest arm")
+    trained = 16 * max(each.trained for each in plans)
+    print(f"memory   {size(weights)} for the model, beside activations; {size(trained)} for what the largest arm")
     print("         trains, with gradients and two moments in float32")
-    require_memory(weights, f"the model in {built.model.dtype}", "set model.dtype to bfloat16, or name a smaller model")
+    if built.trainer.accelerator == "cpu" or not torch.cuda.is_available():
+        fix = "set model.dtype to bfloat16, lower budget, leave full out of arms, or name a smaller model"
+        require_memory(weights + trained, "the model with what is trained of it", fix)
     if bench.keep:
         print(f"disk     {size(4 * parameters * len(plans))} for the models in {built.output}/models")
 
 
-def _identity(built: Any, bench: Bench) -> dict[str, Any]:
+def _identity(built: Any, model: ResolvedModel) -> dict[str, Any]:
     """All that runs depend on."""
     return {
-        "model": bench.model.identity,
+        "model": model.identity,
         "dtype": built.model.dtype,
         "task": built.task.corpus.digest(),
         "general": built.general.corpus.digest(),
@@ -309,14 +322,14 @@ def _identity(built: Any, bench: Bench) -> dict[str, Any]:
         ],
         "context": built.context,
         "budget": asdict(built.budget),
-        "recipe": {key: value for key, value in asdict(built.recipe).items() if key not in ("learning_rates", "seeds")},
+        "recipe": {key: value for key, value in asdict(built.recipe).items() if key not in _NOT_IN_A_RUN},
         "max_dim": built.max_dim,
         "seed": built.seed,
         "precision": built.trainer.precision,
     }
 
 
-def _leave(found: Found, built: Any, bench: Bench, logged: "_Log | None") -> None:
+def _leave(found: Found, built: Any, folder: Path, asked: dict[str, Any], logged: "_Log | None") -> None:
     """Print the result, write files and end the run."""
     console = Console(highlight=False, color_system=None if built.plain else "auto")
     if not sys.stdout.isatty():
@@ -324,13 +337,13 @@ def _leave(found: Found, built: Any, bench: Bench, logged: "_Log | None") -> Non
     console.print(screen(found))
     for note in notes(found, built.references):
         print(f"note     {note}")
-    record = to_json(found, _identity(built, bench) | {"arms": built.arms, "references": built.references})
+    record = to_json(found, asked)
     text = json.dumps(record, indent=1, default=str, allow_nan=False)
     content = {FILE: text.encode(), "curves.csv": csv_rows(found).encode()}
     pictures = png(draw(found))
-    write(bench.folder, content, built.output)
-    write(bench.folder / "figures", pictures, built.output)
-    print(f"found    {bench.folder}/")
+    write(folder, content, built.output)
+    write(folder / "figures", pictures, built.output)
+    print(f"found    {folder}/")
     if logged:
         logged.end(found, content | pictures)
 
@@ -399,5 +412,4 @@ class _Log:
 
     def _fail(self, error: Exception) -> None:
         self.parent = None
-        said = str(error) if isinstance(error, AtomsError) else short(error)
-        print(f"note     not logged: {printable(said)}", file=sys.stderr)
+        say_unlogged(error)

@@ -78,14 +78,15 @@ def matched_rank(model: nn.Module, tensors: Sequence[str], parameters: int) -> t
     if each > 2 * parameters:
         raise AtomsError(
             f"budget of {parameters:,} parameters: adapters of rank 1 on {len(tensors)} tensors have {each:,}: raise "
-            "the budget, or lower budget.adapted"
+            "the budget, or change budget.include, exclude or adapted so that fewer tensors get one"
         )
     rank = max(1, round(parameters / each))
     most = min(min(weight.matrix_shape) for weight in weights_of(model) if weight.name in set(tensors))
     if rank > most:
         raise AtomsError(
             f"budget of {parameters:,} parameters: adapters on {len(tensors)} tensors would need rank {rank}, and the "
-            f"smallest has {most} dimensions: lower the budget, or raise budget.adapted"
+            f"smallest has {most} dimensions: lower the budget, or change budget.include, exclude or "
+            "adapted so that more tensors get one"
         )
     return rank, rank * each
 

@@ -79,11 +79,17 @@ class Share:
 
         Args:
             candidates: Its tensors.
+
+        Raises:
+            AtomsError: If the share comes to none.
         """
         if self.parameters is not None:
             return self.parameters
         open_to = [each for each in candidates if each.kind not in ("embedding", "unembedding") or self.embeddings]
-        return int((self.fraction or 0) * sum(each.parameters for each in open_to))
+        there = sum(each.parameters for each in open_to)
+        if (wanted := int((self.fraction or 0) * there)) < 1:
+            raise AtomsError(f"budget.fraction is {self.fraction}, less than one of {there:,} parameters: raise it")
+        return wanted
 
     def choose(self, candidates: Sequence[Candidate], budget: Budget, order: Order, seed: int) -> Selection:
         """Choose tensors among those it leaves open.
@@ -158,7 +164,8 @@ def plan(arm: Arm, model: nn.Module, candidates: Sequence[Candidate], share: Sha
     selection, names = None, [name for name in adaptable(model) if admits(name, share.include, share.exclude)]
     if not names:
         raise AtomsError(
-            f"budget: no tensor may get an adapter (include={list(share.include)}, exclude={list(share.exclude)})"
+            f"budget: include={list(share.include)} and exclude={list(share.exclude)} leave no linear map or expert, "
+            f"and nothing else can get an adapter: change them, or leave {arm.name} out of arms"
         )
     if arm.order is not None:
         open_to = [each for each in candidates if each.name in set(names)]

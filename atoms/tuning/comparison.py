@@ -95,7 +95,7 @@ def forgetting_at(curve: Curve, axis: Axis, level: float) -> float:
 
 
 def descent(curve: Curve, axis: Axis) -> tuple[Floats, Floats]:
-    """The points of a curve at which a loss is lower than ever before.
+    """The points of a curve at which a loss is lower than ever before, up to where the run diverges.
 
     Args:
         curve: One run.
@@ -104,9 +104,10 @@ def descent(curve: Curve, axis: Axis) -> tuple[Floats, Floats]:
     Returns:
         That loss, strictly falling, and forgetting there, in nats a token, (points,) each.
     """
-    losses, forgotten = np.array(curve.losses[axis]), np.array(curve.forgetting())
-    lowest = np.fmin.accumulate(losses)
-    new = np.append(True, losses[1:] < lowest[:-1])
+    broken = np.flatnonzero(~np.isfinite([*curve.losses.values()]).all(0))
+    stop = int(broken[0]) if len(broken) else len(curve.steps)
+    losses, forgotten = np.array(curve.losses[axis][:stop]), np.array(curve.forgetting()[:stop])
+    new = np.append(True, losses[1:] < np.minimum.accumulate(losses)[:-1])[:stop]
     return losses[new], forgotten[new]
 
 
@@ -118,8 +119,9 @@ def common_level(curves: Sequence[Curve], axis: Axis, depth: float) -> float:
         axis: Which loss.
         depth: Share of the way from the loss at the start to the lowest that all of them reach.
     """
-    start = min(curve.losses[axis][0] for curve in curves)
-    lowest = min(start, max(min(curve.losses[axis]) for curve in curves))
+    ways = [descent(curve, axis)[0] for curve in curves]
+    start = min(float(way[0]) for way in ways)
+    lowest = min(start, max(float(way[-1]) for way in ways))
     return lowest + (1 - depth) * (start - lowest)  # never below what was measured, by rounding either
 
 
@@ -167,20 +169,22 @@ def compare(
 def forgetting_by_rate(
     searched: Mapping[str, Mapping[float, Curve]], taken: Mapping[str, float]
 ) -> tuple[float, dict[str, dict[float, float]]]:
-    """How much of what an arm forgets hangs on its learning rate.
+    """How much of what an arm forgets hangs on its learning rate; arms that learn nothing at theirs are left out.
 
     Args:
         searched: Curves by arm and rate, one seed each.
         taken: The rate of each arm.
 
     Returns:
-        The lowest training loss that all arms reach at the rates taken, and forgetting there by arm and rate, in nats a
-        token; NaN at rates that do not come down to it.
+        The lowest training loss that all these arms reach at the rates taken, NaN if there are none; and forgetting
+        there by arm and rate, in nats a token, NaN at rates that do not come down to it.
     """
-    level = common_level([curves[taken[arm]] for arm, curves in searched.items()], "train", DEPTHS[-1])
+    learning = [arm for arm, curves in searched.items() if len(descent(curves[taken[arm]], "train")[0]) > 1]
+    if not learning:
+        return math.nan, {}
+    level = common_level([searched[arm][taken[arm]] for arm in learning], "train", DEPTHS[-1])
     return level, {
-        arm: {lr: forgetting_at(curve, "train", level) for lr, curve in curves.items()}
-        for arm, curves in searched.items()
+        arm: {lr: forgetting_at(curve, "train", level) for lr, curve in searched[arm].items()} for arm in learning
     }
 
 

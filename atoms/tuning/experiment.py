@@ -55,6 +55,8 @@ class Recipe:
     """Rates tried for every arm. Where the best is the first or last, the search goes on beyond it."""
     extensions: int = 2
     """Rates tried at most beyond either end."""
+    tie: float = 0.05
+    """Of rates whose gain in validation loss is less than the best one's by at most this share, the lowest is taken."""
     seeds: int = 5
     """Runs of every arm at its rate; seed 0, on which rates are tried, is none of them."""
     points: int = 10
@@ -70,8 +72,10 @@ class Recipe:
             if getattr(self, name) < 1:
                 raise AtomsError(f"recipe.{name} is {getattr(self, name)}: give at least 1")
         for name in ("warmup", "extensions", "clip"):
-            if getattr(self, name) < 0:
+            if not 0 <= getattr(self, name) < math.inf:
                 raise AtomsError(f"recipe.{name} is {getattr(self, name)}: give 0 or more")
+        if not 0 <= self.tie < 1:
+            raise AtomsError(f"recipe.tie is {self.tie}: give a number of at least 0 and below 1")
         rates = self.learning_rates
         if not rates or not all(0 < rate < math.inf for rate in rates) or sorted(set(rates)) != rates:
             raise AtomsError(f"recipe.learning_rates is {rates}: give ascending numbers above 0")
@@ -138,6 +142,7 @@ class Bench:
         folder: Where finished runs are kept.
         keep: Whether the model of every arm's first seed is saved.
         said: Called with tokens that are done.
+        expected: Called with tokens that come on top of what was planned.
     """
 
     model: ResolvedModel
@@ -149,6 +154,12 @@ class Bench:
     folder: Path
     keep: bool = False
     said: Callable[[int], None] = lambda _: None
+    expected: Callable[[int], None] = lambda _: None
+
+    @property
+    def tokens_per_run(self) -> int:
+        """Tokens that a run learns from."""
+        return self.recipe.steps * self.tokens_per_step
 
     @property
     def tokens_per_step(self) -> int:
@@ -179,17 +190,25 @@ def search(bench: Bench, arm: Arm) -> list[Run]:
             edge, best = max(found) if up else min(found), best_of(list(found.values()))
             if best.lr != edge or (up and best.diverged):
                 break
+            bench.expected(bench.tokens_per_run)
             try_(float(f"{edge * _STEP if up else edge / _STEP:.3g}"))
     return [found[lr] for lr in sorted(found)]
 
 
-def best_of(runs: Sequence[Run]) -> Run:
-    """The run of lowest validation loss at any point of its curve; of equal ones that of the lowest rate.
+def best_of(runs: Sequence[Run], tie: float = 0.0) -> Run:
+    """The run of lowest validation loss at any point of its curve; of runs that come near it, that of the lowest rate.
+
+    A rate three times as high forgets far more: noise of a hundredth of a nat shall not choose it.
 
     Args:
         runs: Of one arm.
+        tie: What counts as near, as a share of the best one's gain over its start.
     """
-    return min(runs, key=lambda each: (each.best, each.lr))
+    best = min(runs, key=lambda each: each.best)
+    if best.diverged:
+        return min(runs, key=lambda each: each.lr)
+    near = best.best + tie * (best.curve.losses["val"][0] - best.best)
+    return min((each for each in runs if each.best <= near), key=lambda each: each.lr)
 
 
 def run(bench: Bench, arm: Arm, lr: float, seed: int) -> Run:
@@ -204,11 +223,11 @@ def run(bench: Bench, arm: Arm, lr: float, seed: int) -> Run:
     Raises:
         AtomsError: If the arm cannot be run on this model.
     """
-    file = bench.folder / "runs" / f"{arm.name}-lr{lr}-seed{seed}.json"
-    kept = bench.folder / "models" / arm.name
+    name = f"{arm.name}-lr{lr}-seed{seed}"
+    file, kept = bench.folder / "runs" / f"{name}.json", bench.folder / "models" / name
     keep = bench.keep and seed == 1
     if file.exists() and (kept.exists() or not keep):
-        bench.said(bench.recipe.steps * bench.tokens_per_step)
+        bench.said(bench.tokens_per_run)
         return _read(file)
     model: nn.Module = load_causal_model(bench.model)
     planned = plan(arm, model, bench.candidates, bench.share, seed)
@@ -281,12 +300,13 @@ def make_trainer(place: dict[str, Any], callbacks: list[L.Callback], **settings:
     return trainer
 
 
-def claim(folder: Path, identity: dict[str, Any]) -> None:
+def claim(folder: Path, identity: dict[str, Any], look: bool = False) -> None:
     """Take a folder for one experiment, new or begun before.
 
     Args:
         folder: The folder.
         identity: All that the runs depend on, as plain values.
+        look: Only whether it can be taken; nothing is written.
 
     Raises:
         AtomsError: If it holds another experiment.
@@ -301,8 +321,8 @@ def claim(folder: Path, identity: dict[str, Any]) -> None:
             known = None
         if known != mark:
             raise AtomsError(f"output is {folder}, which holds another experiment: name another folder, or delete it")
-        return
-    _write(file, {"digest": mark, "settings": json.loads(content)})
+    elif not look:
+        _write(file, {"digest": mark, "settings": json.loads(content)})
 
 
 @rank_zero_only

@@ -8,7 +8,6 @@ from matplotlib.figure import Figure
 
 from atoms.figures import INK, QUIET, panels, tint
 from atoms.tuning.comparison import AXES, DEPTHS, descent
-from atoms.tuning.experiment import best_of
 from atoms.tuning.record import Found
 
 _COLOURS = {
@@ -119,19 +118,19 @@ def rates(found: Found) -> Figure:
     level, table = found.by_rate
     figure, axes = panels(
         ("Learning rates", "learning rate", "lowest validation loss, nats a token"),
-        (f"At training loss {level:.2f}", "learning rate", "forgetting, nats a token"),
+        (f"At training loss {level:.2f}" if table else "", "learning rate", "forgetting, nats a token"),
     )
-    for arm, runs in found.searched.items():
-        taken = best_of(runs)
-        losses = {run.lr: run.best for run in runs}
-        for panel, values in zip(axes, (losses, table[arm]), strict=True):
+    for arm in found.runs:
+        taken = found.taken(arm)
+        losses = {run.lr: run.best for run in found.searched[arm]}
+        for panel, values in zip(axes, (losses, table.get(arm, {})), strict=True):
             tried = [lr for lr in values if np.isfinite(values[lr])]
             panel.plot(tried, [values[lr] for lr in tried], color=_COLOURS[arm], lw=1.4, label=arm)
             if taken.lr in tried:
                 panel.plot(taken.lr, values[taken.lr], "o", color=_COLOURS[arm], ms=5)
     for panel in axes:
         panel.set_xscale("log")
-    _legend(figure, axes[0], len(found.searched))
+    _legend(figure, axes[0], len(found.runs))
     return figure
 
 

@@ -26,7 +26,7 @@ class Found:
         title: What was tuned on what.
         start: Losses of the model before any step, by the names of `LOSSES`.
         searched: Runs at the rates that were tried, by arm.
-        runs: Runs at the rate that was taken, by arm.
+        runs: Runs at the rate that was taken, by arm; of none that diverges at every rate.
         compared: Arms at equal loss.
     """
 
@@ -38,12 +38,20 @@ class Found:
 
     @property
     def by_rate(self) -> tuple[float, dict[str, dict[float, float]]]:
-        """A training loss, and what each arm has forgotten there at each rate that was tried."""
-        searched = {arm: {run.lr: run.curve for run in runs} for arm, runs in self.searched.items()}
-        return forgetting_by_rate(searched, {arm: best_of(runs).lr for arm, runs in self.searched.items()})
+        """A training loss, and what arms have forgotten there at each rate that was tried."""
+        searched = {arm: {run.lr: run.curve for run in self.searched[arm]} for arm in self.runs}
+        return forgetting_by_rate(searched, {arm: self.taken(arm).lr for arm in searched})
+
+    def taken(self, arm: str) -> Run:
+        """The run of the search whose rate was taken.
+
+        Args:
+            arm: Its name.
+        """
+        return next(run for run in self.searched[arm] if run.lr == self.runs[arm][0].lr)
 
     def at_edge(self, arm: str) -> bool:
-        """Whether the rate taken is the lowest or highest tried, so that a better one may lie beyond.
+        """Whether the best rate is the lowest or highest tried, so that a better one may lie beyond.
 
         Args:
             arm: Its name.
@@ -100,7 +108,7 @@ def screen(found: Found) -> Group:
         found: The experiment.
     """
     compared = [_compared(found, axis, said) for axis, said in AXES.items()]
-    tables = [_ends(found), *(table for table in compared if table.row_count), _by_rate(found)]
+    tables = [table for table in (_ends(found), *compared, _by_rate(found)) if table.row_count]
     return Group(*(part for table in tables for part in (table, "")))
 
 
@@ -151,7 +159,7 @@ def _by_rate(found: Found) -> Table:
     for lr in rates:
         out.add_column(f"{lr:g}", justify="right", no_wrap=True)
     for arm, row in table.items():
-        marks = {best_of(found.searched[arm]).lr: "*"}
+        marks = {found.taken(arm).lr: "*"}
         known = {lr: f"{value:+.3f}{marks.get(lr, ' ')}" for lr, value in row.items() if math.isfinite(value)}
         out.add_row(arm, *(known.get(lr, "") for lr in rates))
     return out
@@ -166,13 +174,18 @@ def notes(found: Found, references: Sequence[str]) -> list[str]:
     """
     out = []
     for arm, runs in found.runs.items():
-        taken = best_of(found.searched[arm])
+        best = best_of(found.searched[arm])
         if found.at_edge(arm):
             out.append(f"{arm}: the best rate is the last one tried; widen recipe.learning_rates")
-        if taken.best >= taken.curve.losses["val"][0]:
+        if best.best >= best.curve.losses["val"][0]:
             out.append(f"{arm}: no rate lowers the validation loss")
         if diverged := [str(run.seed) for run in runs if run.diverged]:
             out.append(f"{arm}: diverged on seed {', '.join(diverged)}, and is compared as far as it got")
+    out += [
+        f"{arm}: diverges at every rate, and is left out: set recipe.learning_rates lower"
+        for arm in found.searched
+        if arm not in found.runs
+    ]
     pairs = pairs_of(found.runs, references)
     if not pairs:
         out.append("nothing is compared: of references, none was run beside another arm")
