@@ -6,8 +6,8 @@
 The model sees the general corpus of the config without the share that is held out, dealt as `atoms tune` deals it; its
 byte-level BPE tokenizer is made from all of it. They are kept in the folder that the config names as its model, and
 trained once; what that hangs on is changed in the config, never by further words. Matrices of this size gain little
-from a second thread; so arms are dealt to processes of one thread each, which write into one folder, and a last call gathers
-what they found.
+from a second thread; so arms are dealt to processes of one thread each, which write into one folder, and a last call
+gathers what they found.
 """
 
 import argparse
