@@ -31,7 +31,13 @@ def imports(file: Path) -> set[str]:
             found |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom) and node.module:
             found.add(node.module)
+            if node.module == "atoms":
+                found |= {f"atoms.{alias.name}" for alias in node.names}
     return found
+
+
+def frameworks_in(file: Path) -> set[str]:
+    return {name.split(".")[0] for name in imports(file)} & FRAMEWORKS
 
 
 @pytest.mark.parametrize("room", MAY_IMPORT)
@@ -46,14 +52,18 @@ def test_rooms_import_only_what_lies_before_them(room):
 
 @pytest.mark.parametrize("room", ["geometry", "sae", "units", "information", "conditioning"])
 def test_mathematics_imports_no_framework(room):
+    """Neither itself nor by a file that lies beside the rooms."""
+    beside = {f"atoms.{file.stem}" for file in ROOT.glob("*.py") if frameworks_in(file)}
+    assert "atoms.silent_trainer" in beside
     for file in (ROOT / room).rglob("*.py"):
-        assert not {name.split(".")[0] for name in imports(file)} & FRAMEWORKS, file
+        assert not frameworks_in(file), file
+        assert not imports(file) & beside, file
 
 
 def test_of_the_checks_only_the_pass_over_the_rows_knows_lightning():
     """The sums of ranks are torchmetrics; nothing else of a framework is in them."""
     for file in (ROOT / "checks").rglob("*.py"):
-        used = {name.split(".")[0] for name in imports(file)} & FRAMEWORKS
+        used = frameworks_in(file)
         assert used <= ({"lightning"} if file.name == "certify.py" else {"torchmetrics"}), file
 
 

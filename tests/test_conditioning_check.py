@@ -191,6 +191,20 @@ def test_gaussian_rows_are_as_uneven_as_gaussian_rows():
     assert numbers["rows_kappa_random"] == null.kappa
 
 
+def test_fewer_rows_than_dimensions_have_as_many_lengths_as_there_are_rows():
+    """The other ones are the ridge alone, where random rows have none."""
+    drawn = Moments.from_rows(normal(6, 12, 32))
+    subject = given_rows(unit_of(orthogonal(0, 32)), drawn)
+    check = Conditioning(subject)
+    found = check.compute()["rows"]
+    assert found.shape == (12, 32)
+    assert len(found.sigma) == min(found.shape)
+    white = AtomicInnerProduct.from_moments(drawn.about(subject.unit.centre))
+    longest = (white.eigenvalues.flip(0)[:12] + white.ridge_value).sqrt()
+    torch.testing.assert_close(found.sigma, longest)
+    assert found.numbers()["effective_rank"] <= 12
+
+
 def test_atoms_that_never_fire_cannot_hide_those_that_do():
     basis = orthogonal(0, WIDTH)
     atoms = torch.cat([basis, basis[:2], basis[:2] + 0.02 * basis[2:4]])

@@ -16,6 +16,7 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModel, AutoModelForCausalLM
 
 from atoms.cli import main
+from atoms.commands import conditioning as command
 from atoms.conditioning import shape_null
 
 NOWHERE = "--tracking_uri=none"
@@ -132,7 +133,7 @@ def test_a_model(model, asked):
     weights = sum(values.numel() for values in tensors.values())
     assert f"{folder} (bert): 22 matrices of {weights:,} weights, " in out
     assert re.search(
-        r"^cost +0 GFLOP, about \d+ s on cpu with 1 threads; up to .* of memory for \S+$", out, re.MULTILINE
+        r"^cost +0 GFLOP, about \d+ s on cpu, on one thread; up to .* of memory for \S+$", out, re.MULTILINE
     )
     assert len(rows(out)) == 22
     assert len(rows(out, "role")) == 10
@@ -253,6 +254,36 @@ def test_a_hub_repository_in_the_cache(model, tmp_path, monkeypatch, asked):
     assert len(record["sites"]) == 13
 
 
+@pytest.mark.usefixtures("unseen")
+def test_files_of_the_hubs_cache_are_links_to_bare_blobs(model, tmp_path, asked):
+    """What lies beside the link says what model it is of; beside the blob lies nothing of it."""
+    folder, blobs = model("gpt2"), tmp_path / "blobs"
+    blobs.mkdir()
+    for number, file in enumerate(folder.iterdir()):
+        file.rename(blobs / str(number))
+        file.symlink_to(blobs / str(number))
+    for named, title in ((folder / "model.safetensors", "model"), (folder, "gpt2")):
+        lines, record, _, found = asked(f"--file={named}", NOWHERE)
+        assert found == Path("conditioning") / title
+        assert record["source"]["family"] == "gpt2"
+        assert "48" in {line["rows"] for line in lines if line["tensor"] == "h.1.attn.c_attn.weight"}
+        assert len(record["sites"]) == 1 + 4 * 3
+
+
+@pytest.mark.usefixtures("unseen")
+def test_of_a_folder_the_files_that_its_index_names(model, asked):
+    """Whichever way it is given; Mistral's own file and an adapter beside the shards hold the same or a stranger's."""
+    folder = model("mistral")
+    values = load_file(folder / "model.safetensors")
+    (folder / "model.safetensors").unlink()
+    AutoModel.from_config(config_of("mistral")).save_pretrained(folder, max_shard_size="10KB")
+    save_file({f"{name}.twice": each for name, each in values.items()}, folder / "consolidated.safetensors")
+    save_file({"adapter.weight": drawn(4, 6)}, folder / "adapter_model.safetensors")
+    by_model, by_file = (asked(word, NOWHERE) for word in (f"--model={folder}", f"--file={folder}"))
+    assert [line["tensor"] for line in by_file[0]] == [line["tensor"] for line in by_model[0]]
+    assert by_file[1]["source"]["files"] == by_model[1]["source"]["files"]
+
+
 # ------------------------------------------------------------------------------------------ settings
 
 
@@ -286,7 +317,7 @@ def test_a_matrix_of_zeros(asked):
     """Nothing is known of its spectrum, and it stands in nobody's way; pictures can be drawn of it alone."""
     save_file({"h.0.a.weight": torch.zeros(8, 12)}, "x.safetensors")
     ((line,), _, out, folder) = asked("--file=x.safetensors", NOWHERE)
-    assert (line["kappa"], line["effective_rank"]) == ("inf", "")
+    assert (line["kappa"], line["rank"], line["effective_rank"]) == ("inf", "0", "")
     assert rows(out)[0][4].startswith("∞")
     assert {path.name for path in folder.iterdir()} == FILES - {"spectrum.png"}
 
@@ -368,6 +399,14 @@ def test_exactly_one_source(refused):
     assert refused("--file=y", "--revision=main").startswith("revision is main beside --file: it belongs to --model")
 
 
+def test_a_folder_has_no_revisions(refused, tmp_path):
+    (tmp_path / "here").mkdir()
+    for name in ("./here", MINILM):
+        assert refused(f"--model={name}", "--revision=v1") == (
+            f"revision is v1 beside a folder, {name}, which has none: leave it out"
+        )
+
+
 @pytest.mark.parametrize(
     ("words", "said"),
     [
@@ -409,7 +448,8 @@ def test_an_index_that_is_none(model, refused):
     (folder / "model.safetensors").rename(folder / "model-00001-of-00002.safetensors")
     index = folder / "model.safetensors.index.json"
     index.write_text("{}")
-    assert "model.safetensors.index.json is no index of weights" in refused(f"--model={folder}")
+    for words in (f"--model={folder}", f"--file={folder}"):
+        assert "model.safetensors.index.json is no index of weights" in refused(words)
     index.write_text(json.dumps({"weight_map": {"a": "model-00002-of-00002.safetensors"}}))
     assert "model-00002-of-00002.safetensors does not exist" in refused(f"--model={folder}")
 
@@ -481,3 +521,55 @@ def test_a_database_that_cannot_be_used(capsys):
     assert err.startswith("note     not logged: ")
     assert "found       conditioning/x/" in out
     assert {path.name for path in Path("conditioning/x").iterdir()} == FILES
+
+
+# ------------------------------------------------------------------------------------------ what is said, and when
+
+
+@pytest.mark.usefixtures("unseen")
+def test_a_model_that_cannot_be_built_is_measured_all_the_same(model, asked, monkeypatch):
+    def fails(*_args, **_settings):
+        raise AttributeError("'GPT2Config' object has no attribute 'n_inner'")
+
+    folder = model("gpt2")
+    monkeypatch.setattr("atoms.activations.language_model.AutoModel.from_config", fails)
+    lines, record, out, _ = asked(f"--model={folder}", NOWHERE)
+    assert len(lines) == 2 + 3 * 4
+    (note,) = record["notes"]
+    assert note.startswith("no ranking of sites: model: no gpt2 can be built ('GPT2Config' object has no attribute")
+    assert f"note        {note}" in out
+
+
+def test_what_was_measured_is_on_disk_before_it_is_shown(model, monkeypatch):
+    """And code of any model has run before anything is measured."""
+    events, survey, writers = [], command.survey, command.site_writers
+
+    def noted(event, work):
+        return lambda *args: events.append(event) or work(*args)
+
+    def fails(*_):
+        raise RuntimeError("no screen")
+
+    monkeypatch.setattr(command, "survey", noted("survey", survey))
+    monkeypatch.setattr(command, "site_writers", noted("writers", writers))
+    monkeypatch.setattr(command, "screen", fails)
+    with pytest.raises(RuntimeError, match="no screen"):
+        main(["conditioning", f"--model={model('llama')}", NOWHERE])
+    assert events == ["writers", "survey"]
+    assert {path.name for path in Path("conditioning/llama").iterdir()} == {"conditioning.json", "conditioning.csv"}
+
+
+@pytest.mark.usefixtures("unseen")
+@pytest.mark.parametrize(
+    ("shape", "threads", "said"),
+    [((8, 12), 3, "on one thread"), ((513, 514), 3, "on up to 3 threads"), ((513, 514), 1, "on one thread")],
+)
+def test_threads_that_compute(shape, threads, said, asked):
+    save_file({"h.0.a.weight": drawn(8, 12), "h.0.b.weight": drawn(*shape)}, "x.safetensors")
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        out = asked("--file=x.safetensors", NOWHERE)[2]
+    finally:
+        torch.set_num_threads(before)
+    assert re.search(rf"^cost .* on cpu, {said}; up to ", out, re.MULTILINE)

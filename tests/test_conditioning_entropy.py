@@ -1,6 +1,8 @@
 """Entropies through linear maps and element-wise functions, against determinants, integrals and samples."""
 
 import math
+import re
+from pathlib import Path
 
 import pytest
 import torch
@@ -8,8 +10,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import integrate, stats
 
-from atoms.conditioning.entropy import entropy_after, gaussian_entropy, isotropic_entropy, output_entropy
-from atoms.conditioning.measures import log_volume
+from atoms.conditioning import (
+    entropy_after,
+    entropy_loss,
+    gaussian_entropy,
+    isotropic_entropy,
+    log_volume,
+    output_entropy,
+    spectrum,
+)
 from atoms.errors import AtomsError
 
 laws = settings(deadline=None, max_examples=50)
@@ -134,3 +143,15 @@ def test_relu_has_no_such_entropy():
         entropy_after(1.0, (y > 0).double())
     with pytest.raises(AtomsError, match="not invertible"):
         entropy_after(1.0, torch.tensor([[1.0, 0.0]]))
+
+
+def test_examples_of_the_page():
+    page = (Path(__file__).parents[1] / "docs" / "conditioning.md").read_text()
+    blocks = re.findall(r"```python\n(.*?)```", page.partition("## From Python")[2].partition("\n# ")[0], re.DOTALL)
+    matrix = normal(9, 6, 4)
+    names = {"model": torch.nn.Linear(4, 6), "matrix": matrix, "derivative": torch.full((3, 4), 0.5)}
+    exec("\n".join(blocks), names)
+    assert names["worst"].name == "weight"
+    assert names["lost"] == pytest.approx(entropy_loss(spectrum(matrix).values))
+    assert names["through"] == pytest.approx(isotropic_entropy(4) + log_volume(spectrum(matrix).values))
+    assert len(blocks) == 2

@@ -73,6 +73,20 @@ def test_a_map_with_gaps():
     assert axes.images[0].get_array().mask.sum() == 2
 
 
+def test_a_role_in_several_shapes_has_a_line_of_the_map_for_each():
+    """Where a layer has several, which would lie on each other; a shape a layer is still one line."""
+    branches = {f"layers.{n}.branch.{b}.weight": (4 + 4 * b, 12) for n in range(2) for b in range(2)}
+    tensors = {**branches, "layers.0.down.weight": (8, 12), "layers.1.down.weight": (6, 10)}
+    (axes, _) = drawn(tensors)["map"].axes
+    names = [tick.get_text() for tick in axes.get_yticklabels()]
+    assert names == ["branch.N 4x12", "branch.N 8x12", "down"]
+    values = axes.images[0].get_array()
+    assert not values.mask.any()
+    for each in surveyed(tensors):
+        name = "down" if each.role == "down" else f"branch.N {each.rows}x{each.columns}"
+        assert values[names.index(name), each.layer] == pytest.approx(math.log10(each.relative))
+
+
 def test_experts_are_a_mean_in_their_range():
     figures = drawn({f"layers.{n}.experts.{e}.w2.weight": (8, 12) for n in range(2) for e in range(4)})
     assert legend(figures["kappa"])[0] == "experts.N.w2"

@@ -235,4 +235,6 @@ def test_numbers_are_few_and_finite(found, mixed):
     assert (other["singular"], other["bounded"]) == (1, 1)
     assert all(map(math.isfinite, other.values()))
     assert "kappa/highest" not in other
+    zeros = numbers(surveyed({"h.0.a.weight": torch.zeros(3, 4), "h.0.b.weight": (4, 3)}))
+    assert (zeros["singular"], zeros["bounded"]) == (1, 0)
     assert "effective_rank/c" not in other

@@ -234,6 +234,19 @@ def test_what_only_has_a_bound_is_left_out_and_named():
         select([every[0], every[3]], Budget(count=1))
 
 
+def test_what_holds_only_zeros_is_no_matter_of_max_dim():
+    model = nn.Sequential(nn.Linear(12, 12), nn.Linear(12, 4))
+    nn.init.zeros_(model[1].weight)
+    exact, bounded = (candidates_of(survey(weights_of(model), max_dim=most)) for most in (12, 4))
+    assert [each.zeros for each in exact] == [False, True]
+    assert select(exact, Budget(count=2)).unknown == ("1.weight",)
+    said = r"; 1 hold a matrix of zeros, by which nothing is chosen: change the patterns$"
+    with pytest.raises(AtomsError, match=r"embeddings=False\)" + said):
+        select(exact, Budget(count=1), include=["1.*"])
+    with pytest.raises(AtomsError, match="; of 1 only a bound is known: raise max_dim" + said):
+        select(bounded, Budget(count=1))
+
+
 def test_a_survey_with_a_limit_names_what_it_does_not_know():
     model = nn.Sequential(nn.Linear(12, 12), nn.Linear(12, 4), nn.Linear(4, 20))
     found = select(candidates_of(survey(weights_of(model), max_dim=4)), Budget(count=3))

@@ -8,9 +8,11 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch.linalg import LinAlgError
 
-from atoms.conditioning import bounds, spectrum
+from atoms.conditioning import bounds, spectrum, survey
 from atoms.conditioning.spectrum import _by_gram, _unit
+from atoms.conditioning.weights import named_weight
 from atoms.errors import AtomsError
 
 laws = settings(deadline=None, max_examples=60)
@@ -246,3 +248,40 @@ def test_a_long_table_is_read_in_parts(monkeypatch):
 def test_what_has_no_condition_is_refused(measured, matrix, said):
     with pytest.raises(AtomsError, match=said):
         measured(matrix)
+
+
+def fails(*_args, **_settings):
+    raise LinAlgError("linalg: The algorithm failed to converge.\nmore")
+
+
+def test_where_the_gram_matrix_is_not_decomposed_its_triangular_factor_is(monkeypatch):
+    matrix = normal(12, 40, 7)
+    expected = spectrum(matrix).values
+    monkeypatch.setattr(torch.linalg, "eigvalsh", fails)
+    torch.testing.assert_close(spectrum(matrix).values, expected, rtol=1e-9, atol=0)
+
+
+@pytest.mark.parametrize("shape", [(40, 7), (7, 7)])
+def test_a_decomposition_that_does_not_converge(monkeypatch, shape):
+    monkeypatch.setattr(torch.linalg, "eigvalsh", fails)
+    monkeypatch.setattr(torch.linalg, "svdvals", fails)
+    said = r"its singular values were not found \(linalg: The algorithm failed to converge\.\)$"
+    with pytest.raises(AtomsError, match=f"^{said}"):
+        spectrum(normal(13, *shape))
+    with pytest.raises(AtomsError, match=rf"^layers\.0\.fc\.weight: {said}"):
+        survey([named_weight("layers.0.fc.weight", shape, lambda: normal(13, *shape))])
+
+
+def test_a_triangular_factor_takes_as_many_rows_as_it_has(monkeypatch):
+    """Fewer would cost as much each time."""
+    seen, qr = [], torch.linalg.qr
+
+    def noted(matrix, mode):
+        seen.append(len(matrix))
+        return qr(matrix, mode=mode)
+
+    matrix = of_values(np.geomspace(1, 1e-8, 64).tolist(), 1000, 64)
+    monkeypatch.setattr(sys.modules[spectrum.__module__], "_BLOCK", 64 * 3)
+    monkeypatch.setattr(torch.linalg, "qr", noted)
+    assert spectrum(matrix).condition == pytest.approx(1e8, rel=1e-5)
+    assert seen == [64, *[128] * 14, 64 + 1000 % 64]

@@ -198,3 +198,9 @@ def test_cost_grows_with_the_matrices_and_knows_the_limit():
     limited = cost(weights, 63)
     assert limited[1] == 4 * limited[0]
     assert cost([given(torch.empty(2000, 1500).expand(2000, 1500))], 100)[0] < cost([given(torch.empty(2000, 1500))])[0]
+
+
+def test_zeros_are_of_rank_0_where_a_bound_has_none():
+    found = survey([given(torch.zeros(3, 4)), given(normal(14, 3, 4))], max_dim=2)
+    assert [each.rank for each in found] == [0, None]
+    assert [each.exact for each in found] == [False, False]

@@ -68,6 +68,16 @@ def test_unknown_site(tiny_bert, text_folder):
     assert_nothing_written()
 
 
+def test_a_place_that_does_not_exist(tiny_bert, text_folder):
+    """It is said of those settings that name it."""
+    spec = make(tiny_bert, text_folder, ["resid_post.0"], trainer={"accelerator": "abacus"})
+    refused(spec, r"^data\.harvest\.trainer: .*abacus")
+    for trainer in ({}, {"devices": 1}):
+        spec = make(tiny_bert, text_folder, ["resid_post.0"], trainer=trainer)
+        with pytest.raises(AtomsError, match=r"^trainer: .*abacus"):
+            harvest(spec, spec.directory(), {"accelerator": "abacus"})
+
+
 def test_context_too_long(tiny_bert, text_folder):
     message = (
         r"data\.harvest\.context is 63, but .* reads at most 62 tokens beside its special ones: set it to 62 or less"

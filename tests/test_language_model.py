@@ -78,6 +78,15 @@ def test_loads_the_saved_model(own_bert):
     assert not meta.training
 
 
+def test_a_family_whose_code_fails_is_named(monkeypatch):
+    def fails(*_args, **_settings):
+        raise AttributeError("no such attribute\nmore")
+
+    monkeypatch.setattr("atoms.activations.language_model.AutoModel.from_config", fails)
+    with pytest.raises(AtomsError, match=r"no bert can be built \(no such attribute\); name another model"):
+        meta_model(bert_config())
+
+
 @pytest.mark.parametrize(
     ("dtype", "expected"),
     [("auto", torch.bfloat16), ("float32", torch.float32), ("bfloat16", torch.bfloat16), ("float16", torch.float16)],

@@ -12,7 +12,7 @@ from tiny_models import MINILM
 from transformers import T5Config
 
 from atoms.activations.language_model import SpecialTokens, load_model, load_tokenizer, special_tokens
-from atoms.activations.model_source import ModelSpec, read_tensors, resolve
+from atoms.activations.model_source import ModelSpec, folder_files, read_tensors, resolve, weight_files
 from atoms.errors import AtomsError
 
 
@@ -74,6 +74,15 @@ def test_rejects_missing_and_unknown_configuration(own_bert):
         resolve(ModelSpec(str(own_bert)))
     (own_bert / "config.json").unlink()
     with pytest.raises(AtomsError, match=r"config\.json"):
+        resolve(ModelSpec(str(own_bert)))
+
+
+def test_rejects_a_configuration_whose_code_fails(own_bert, monkeypatch):
+    def fails(*_args, **_settings):
+        raise TypeError("unsupported operand")
+
+    monkeypatch.setattr("atoms.activations.model_source.AutoConfig.from_pretrained", fails)
+    with pytest.raises(AtomsError, match=r"config\.json is missing or not understood \(unsupported operand\)"):
         resolve(ModelSpec(str(own_bert)))
 
 
@@ -145,6 +154,35 @@ def test_single_tensors_of_a_hub_model_need_only_the_shards_they_lie_in(hub_cach
     shards = {key: f"model-0000{1 + (key == name)}-of-00002.safetensors" for key in stored}
     (hub_cache / "model.safetensors.index.json").write_text(json.dumps({"weight_map": shards}))
     assert torch.equal(read_tensors(resolve(ModelSpec("org/tiny")), [name])[name], stored[name])
+
+
+@pytest.mark.parametrize("index", ["{}", "[1]", "{", '{"weight_map": 3}'])
+def test_an_index_that_is_none(hub_cache, offline, index):
+    (hub_cache / "model.safetensors.index.json").write_text(index)
+    resolved = resolve(ModelSpec("org/tiny"))
+    said = r"model\.safetensors\.index\.json is no index of weights .*: fetch or save"
+    for read in (weight_files, lambda found: read_tensors(found, ["a"])):
+        with pytest.raises(AtomsError, match=said):
+            read(resolved)
+    (hub_cache / "model.safetensors").unlink()
+    with pytest.raises(AtomsError, match=said):
+        folder_files(hub_cache)
+
+
+def test_files_of_a_folder(tmp_path):
+    def files() -> list[str]:
+        return [file.name for file in folder_files(tmp_path)]
+
+    assert files() == []
+    for name in ("consolidated", "adapter_model", "model-00002-of-00002", "model-00001-of-00002"):
+        (tmp_path / f"{name}.safetensors").touch()
+    assert files() == sorted(file.name for file in tmp_path.iterdir())
+    shards = ["model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors"]
+    index = {"weight_map": {"a": shards[1], "b": shards[0], "c": shards[1]}}
+    (tmp_path / "model.safetensors.index.json").write_text(json.dumps(index))
+    assert files() == shards
+    (tmp_path / "model.safetensors").touch()
+    assert files() == ["model.safetensors"]
 
 
 def test_unreachable_hub_is_asked_once(monkeypatch):

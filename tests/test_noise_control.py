@@ -7,6 +7,7 @@ import torch
 from atoms.activations.site_rows import SiteRows
 from atoms.errors import AtomsError
 from atoms.sae import ThresholdSAE
+from atoms.training import noise_control
 from atoms.training.members import MemberOverrides
 from atoms.training.module import TSAEModule
 from atoms.training.noise_control import train_on_noise
@@ -76,6 +77,19 @@ def test_members_train_together_and_noise_already_drawn_is_taken(planted_data, t
         assert torch.equal(sae.decoder, again[name].decoder)
     with pytest.raises(AtomsError, match="made by other settings"):
         train_on_noise(settings, data, tmp_path / "noise", {**PLACE, "max_steps": 3}, seed=1)
+
+
+def test_where_and_how_long_are_told_apart(planted_data, tmp_path, monkeypatch):
+    told, silent_trainer = [], noise_control.silent_trainer
+
+    def noted(place, callbacks, **settings):
+        told.append((place, settings))
+        return silent_trainer(place, callbacks, **settings)
+
+    monkeypatch.setattr(noise_control, "silent_trainer", noted)
+    settings = dict(TSAEModule({"planted": 16}, target_l0=2.0).hparams)
+    train_on_noise(settings, planted_data(), tmp_path / "noise", {**PLACE, "max_steps": 2, "max_epochs": None})
+    assert told == [(PLACE, {"max_steps": 2, "num_sanity_val_steps": 0, "limit_val_batches": 0})]
 
 
 def test_a_training_of_unknown_length(planted_data, tmp_path):

@@ -25,8 +25,12 @@ def test_one_thread_and_then_as_many_as_before():
     assert torch.get_num_threads() == 3
 
 
-@pytest.mark.parametrize(("shape", "threads"), [((8, 4), 1), ((600, 512), 1), ((513, 600), 3)])
+@pytest.mark.parametrize(
+    ("shape", "threads"),
+    [((8, 4), 1), ((600, 512), 1), ((513, 600), 3), ((4096, 512), 1), ((4097, 512), 3), ((8, 300_000), 3)],
+)
 def test_small_matrices_are_surveyed_on_one(shape, threads):
+    """One side alone makes no matrix small: a table of tokens has many rows."""
     seen = []
 
     def read():

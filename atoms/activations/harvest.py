@@ -313,9 +313,20 @@ def harvest(settings: HarvestSpec, path: Where, trainer_settings: dict[str, Any]
     place = locate(path)
     with StoreLock(place) if first else nullcontext():
         module = _prepare(settings, place)
-        trainer = silent_trainer({**trainer_settings, **settings.trainer})
+        trainer = _trainer(settings, trainer_settings)
         with module.running:
             trainer.predict(module, return_predictions=False)
+
+
+def _trainer(settings: HarvestSpec, trainer_settings: dict[str, Any]) -> L.Trainer:
+    """A trainer where the harvest is to run; what the harvest's own settings spoil is said of them."""
+    try:
+        return silent_trainer({**trainer_settings, **settings.trainer})
+    except AtomsError as error:
+        if settings.trainer:
+            silent_trainer(trainer_settings)  # what is wrong without them is said of the trainer
+            raise AtomsError(f"data.harvest.{error}") from error
+        raise
 
 
 def _prepare(settings: HarvestSpec, path: Location) -> HarvestModule:

@@ -152,7 +152,7 @@ def meta_model(config: PretrainedConfig) -> PreTrainedModel:
             model: PreTrainedModel = AutoModel.from_config(  # type: ignore[no-untyped-call]
                 deepcopy(config), attn_implementation="eager", experts_implementation="batched_mm"
             )
-    except (ImportError, ValueError) as error:
+    except Exception as error:  # code of any family
         raise AtomsError(
             f"data.harvest.model.name: no {config.model_type} can be built ({first_line(error)}); name another model"
         ) from error

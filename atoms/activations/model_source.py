@@ -117,19 +117,33 @@ def weight_files(resolved: ResolvedModel) -> list[Path]:
     """
     if resolved.revision is not None:
         return _weight_files(resolved, ("",))  # every name ends in nothing
-    folder = Path(resolved.path)
+    return folder_files(Path(resolved.path))
+
+
+def folder_files(folder: Path) -> list[Path]:
+    """Safetensors files of a folder that transformers would load; without any of the usual names, all.
+
+    Args:
+        folder: It.
+
+    Raises:
+        AtomsError: If its index cannot be understood.
+    """
     index = folder / f"{_WEIGHTS}.index.json"
     if (folder / _WEIGHTS).exists():
         return [folder / _WEIGHTS]
     if not index.exists():
         return sorted(folder.glob("*.safetensors"))
-    try:
-        return [folder / file for file in sorted(set(json.loads(index.read_text())["weight_map"].values()))]
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise AtomsError(
-            f"data.harvest.model.name={resolved.path!r}: {index.name} is no index of weights ({first_line(error)}); "
-            "fetch or save the model again"
-        ) from error
+    return [folder / file for file in sorted(set(_weight_map(index).values()))]
+
+
+def names_folder(name: str) -> bool:
+    """Whether a model's name stands for a folder, there or not, rather than for a hub repository.
+
+    Args:
+        name: As the user gave it.
+    """
+    return name.startswith(_PACKAGE) or Path(name).expanduser().is_dir()
 
 
 def read_tensors(resolved: ResolvedModel, names: Sequence[str]) -> dict[str, torch.Tensor]:
@@ -170,8 +184,18 @@ def _weight_files(resolved: ResolvedModel, names: Sequence[str]) -> list[Path]:
         index = _hub_file(spec, f"{_WEIGHTS}.index.json", resolved.revision, local_files_only=offline)
     except AtomsError:  # small checkpoints are one file and have none
         return [_hub_file(spec, _WEIGHTS, resolved.revision, local_files_only=offline)]
-    files = {file for key, file in json.loads(index.read_text())["weight_map"].items() if key.endswith(tuple(names))}
+    files = {file for key, file in _weight_map(index).items() if key.endswith(tuple(names))}
     return [_hub_file(spec, file, resolved.revision, local_files_only=offline) for file in sorted(files)]
+
+
+def _weight_map(index: Path) -> dict[str, str]:
+    """File of every tensor, by what an index says."""
+    try:
+        return {str(key): str(file) for key, file in json.loads(index.read_text())["weight_map"].items()}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise AtomsError(
+            f"{index} is no index of weights ({first_line(error)}): fetch or save the model again"
+        ) from error
 
 
 def _find_folder(spec: ModelSpec) -> Path | None:
@@ -280,7 +304,7 @@ def _not_found(spec: ModelSpec, error: Exception) -> AtomsError:
 def _config(spec: ModelSpec, folder: str) -> PretrainedConfig:
     try:
         config: PretrainedConfig = AutoConfig.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
-    except (OSError, ValueError, KeyError) as error:
+    except Exception as error:  # code of any family, which checks its settings as it likes
         raise AtomsError(
             f"data.harvest.model.name={spec.name!r}: config.json is missing or not understood ({first_line(error)})"
         ) from error

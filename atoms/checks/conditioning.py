@@ -23,14 +23,14 @@ from atoms.geometry import AtomicInnerProduct, directions
 from atoms.geometry.inner_product import unit_rows
 
 MATRICES = {
-    "decoder": "the atoms, where rows about the unit's centre are white, at unit length",
+    "decoder": "the atoms, where rows about the unit's centre are white (ridge included), at unit length",
     "decoder_used": "those atoms that fire on held-out rows",
     "decoder_aip": "the atoms at unit length in S",
     "decoder_unit": "the atoms at unit length in activation space",
     "decoder_raw": "the atoms as they are",
     "encoder": "the encoder of white rows, for coefficients of unit atoms",
     "encoder_raw": "the encoder as it is",
-    "rows": "the rows about the unit's centre",
+    "rows": "the rows about the unit's centre (ridge included)",
 }
 """What is measured. What the rows themselves have comes back in matrices of activation space."""
 _BRIEF = {"decoder_used", "decoder_aip", "decoder_unit", "decoder_raw", "encoder_raw"}
@@ -130,8 +130,10 @@ class Conditioning(Check):
                     _changed(weights, lambda block, rows: white.unwhiten(block) * white.norm(atoms[rows])[:, None])
                 )
             found["encoder_raw"] = _measured(weights)
-        lengths = (white.eigenvalues.flip(0) + white.ridge_value).sqrt()
-        found["rows"] = Matrix((moments.count, subject.width), lengths, shape_null(moments.count, subject.width))
+        shape = moments.count, subject.width
+        # Of fewer rows than dimensions, the other lengths are the ridge alone.
+        lengths = (white.eigenvalues.flip(0)[: min(shape)] + white.ridge_value).sqrt()
+        found["rows"] = Matrix(shape, lengths, shape_null(*shape))
         return found
 
     @property

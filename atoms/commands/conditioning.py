@@ -3,7 +3,7 @@
 import json
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -12,7 +12,7 @@ import torch
 from safetensors import safe_open
 
 from atoms import __version__
-from atoms.activations.model_source import ModelSpec, resolve, weight_files
+from atoms.activations.model_source import ModelSpec, folder_files, names_folder, resolve, weight_files
 from atoms.commands.findings import folder_name, log, png, write
 from atoms.commands.parser import AtomsArgumentParser, quiet, readable
 from atoms.conditioning.checkpoint import weights_in
@@ -20,7 +20,7 @@ from atoms.conditioning.figures import FIGURES, draw
 from atoms.conditioning.record import numbers, screen, to_csv, to_json
 from atoms.conditioning.selection import admits
 from atoms.conditioning.site_weights import SiteCondition, rank_sites, site_writers
-from atoms.conditioning.survey import MAX_DIM, SNR, Condition, cost, survey
+from atoms.conditioning.survey import MAX_DIM, SNR, Condition, cost, small, survey
 from atoms.conditioning.timing import survey_seconds, working_memory
 from atoms.conditioning.weights import Weight
 from atoms.errors import AtomsError, printable
@@ -116,13 +116,14 @@ def conditioning(settings: Any) -> list[Condition]:
     _require_writable(folder, settings.output)
     weights = _chosen(weights_in(source.files, source.family), settings.include, settings.exclude)
     _say_cost(source, weights, settings.max_dim, device)
+    writers, why = _writers(source)  # before hours of work, since it runs code of any model
     conditions = _measured(weights, settings.max_dim, settings.snr, device)
-    sites, notes = _sites(source, conditions)
+    sites, notes = _sites(writers, conditions) if why is None else ([], [why])
+    content = _texts(source, conditions, sites, notes, settings, device)
+    write(folder, content, settings.output)
     print(screen(conditions, sites, settings.sort, settings.ascending, settings.top))
     for note in notes:
         print(f"note        {note}")
-    content = _texts(source, conditions, sites, notes, settings, device)
-    write(folder, content, settings.output)
     pictures = png(draw(conditions))
     write(folder, pictures, settings.output)
     _sweep(folder, pictures)
@@ -145,6 +146,10 @@ def _require(settings: Any) -> None:
         raise AtomsError(f"{said}: name a model or the files of one, with one of them")
     if settings.file and settings.revision is not None:
         raise AtomsError(f"revision is {settings.revision} beside --file: it belongs to --model, leave it out")
+    if settings.revision is not None and names_folder(settings.model):
+        raise AtomsError(
+            f"revision is {settings.revision} beside a folder, {settings.model}, which has none: leave it out"
+        )
     for name, least in (("max_dim", 1), ("top", 0)):
         if getattr(settings, name) < least:
             raise AtomsError(f"{name} is {getattr(settings, name)}: give at least {least}")
@@ -175,20 +180,20 @@ def _files(names: Sequence[str]) -> Source:
     """Files by their names, folders by what they hold; what lies beside them tells the kind of model."""
     files: list[Path] = []
     for path in map(Path, names):
-        inside = sorted(path.glob("*.safetensors")) if path.is_dir() else [path]
+        inside = folder_files(path) if path.is_dir() else [path]
         if not inside:
             raise AtomsError(f"file is {path}, a folder without *.safetensors: name one with weights")
         files += inside
-    first = files[0].resolve()
-    title = first.stem if len(files) == 1 and not Path(names[0]).is_dir() else first.parent.name
-    config = first.parent / "config.json"
+    beside = files[0].parent.resolve()  # not of the file itself: in the hub's cache that is a link to a bare blob
+    title = files[0].stem if len(files) == 1 and not Path(names[0]).is_dir() else beside.name
+    config = beside / "config.json"
     if not config.is_file():
         return Source(" ".join(names), title, files)
     try:
         family = str(json.loads(config.read_text())["model_type"])
     except (OSError, ValueError, KeyError, TypeError):
         return Source(" ".join(names), title, files)
-    return Source(" ".join(names), title, files, family, ModelSpec(str(first.parent)))
+    return Source(" ".join(names), title, files, family, ModelSpec(str(beside)))
 
 
 def _chosen(weights: Sequence[Weight], include: Sequence[str], exclude: Sequence[str]) -> list[Weight]:
@@ -212,17 +217,24 @@ def _say_cost(source: Source, weights: Sequence[Weight], max_dim: int, device: t
     if device.type == "cuda" and most > (free := torch.cuda.mem_get_info(device)[0]):
         raise AtomsError(f"{name} takes {size(most)} and {device} has {size(free)} free: {fix}, or set --device cpu")
     matrices, values = sum(weight.count for weight in weights), sum(weight.numel for weight in weights)
-    read = size(sum(stored[weight.name] for weight in weights))
-    seconds = duration(survey_seconds(weights, max_dim, device))
-    threads = f" with {torch.get_num_threads()} threads" if device.type == "cpu" else ""
+    read = sum(stored[weight.name] for weight in weights)
+    seconds = duration(survey_seconds(weights, read, max_dim, device))
+    threads = f", {_threads(weights)}" if device.type == "cpu" else ""
     operations = sum(cost(weights, max_dim)) / 1e9
     family = f" ({printable(source.family)})" if source.family else ""
-    print(f"{source.name}{family}: {matrices:,} matrices of {values:,} weights, {read}")
+    print(f"{source.name}{family}: {matrices:,} matrices of {values:,} weights, {size(read)}")
     print(
         f"cost        {operations:,.0f} GFLOP, about {seconds} on {device}{threads}; up to {size(most)} of memory for "
         f"{printable(name)}\n",
         flush=True,
     )
+
+
+def _threads(weights: Sequence[Weight]) -> str:
+    """On how many threads it is computed."""
+    number = torch.get_num_threads()
+    one = number == 1 or all(small(*weight.matrix_shape) for weight in weights)
+    return "on one thread" if one else f"on up to {number} threads"
 
 
 def _stored(files: Sequence[Path]) -> dict[str, int]:
@@ -256,14 +268,21 @@ def _measured(weights: Sequence[Weight], max_dim: int, snr: float, device: torch
             raise AtomsError(f"{device} has too little memory free: lower max_dim, or set --device cpu") from error
 
 
-def _sites(source: Source, conditions: Sequence[Condition]) -> tuple[list[SiteCondition], list[str]]:
-    """The sites in their order, and what kept some or all from having one."""
+def _writers(source: Source) -> tuple[dict[str, tuple[str, ...]], str | None]:
+    """The matrices that write every site, or why that is not known."""
     if source.spec is None:
-        return [], ["no ranking of sites: no readable config.json beside the files says what model they are of"]
+        return {}, "no ranking of sites: no readable config.json beside the files says what model they are of"
     try:
-        ranked, missing = rank_sites(site_writers(source.spec), conditions)
+        return site_writers(source.spec), None
     except AtomsError as error:
-        return [], [f"no ranking of sites: {printable(str(error)).replace('data.harvest.model.name', 'model')}"]
+        return {}, f"no ranking of sites: {printable(str(error)).replace('data.harvest.model.name', 'model')}"
+
+
+def _sites(
+    writers: Mapping[str, Sequence[str]], conditions: Sequence[Condition]
+) -> tuple[list[SiteCondition], list[str]]:
+    """The sites in their order, and what kept some from having one."""
+    ranked, missing = rank_sites(writers, conditions)
     if not missing:
         return ranked, []
     few = ", ".join(list(missing)[:3]) + (", …" if len(missing) > 3 else "")

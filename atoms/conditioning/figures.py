@@ -176,7 +176,7 @@ def _map(rows: Sequence[Row]) -> Figure:
     Args:
         rows: Within blocks, by layer.
     """
-    roles = record.by_role(rows)
+    roles = _map_lines(rows)
     layers = list(dict.fromkeys(row.layer for row in rows))
     values = np.full((len(roles), len(layers)), np.nan)
     for line, own in zip(values, roles.values(), strict=True):
@@ -199,6 +199,17 @@ def _map(rows: Sequence[Row]) -> Figure:
     bar = figure.colorbar(picture, ax=axes, format=lambda power, _: f"{10**power:.2g}")
     bar.outline.set_visible(False)
     return figure
+
+
+def _map_lines(rows: Sequence[Row]) -> dict[str, list[Row]]:
+    """Rows by role, and by shape where a layer has a role in several, which would lie on each other."""
+    found: dict[str, list[Row]] = {}
+    for label, own in record.by_role(rows).items():
+        alone = len({row.layer for row in own}) == len(own)
+        for row in own:
+            line = label if alone else f"{label} {row.first.rows}x{row.first.columns}"
+            found.setdefault(line, []).append(row)
+    return found
 
 
 def _name(label: str) -> str:

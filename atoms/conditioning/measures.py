@@ -24,7 +24,10 @@ def condition_number(sigma: Tensor) -> float:
 
 
 def log_volume(sigma: Tensor) -> float:
-    """``Σ log σ``: what the map adds to the differential entropy of its input, in nats; -inf for a singular one.
+    """``Σ log σ`` in nats; -inf for a singular map.
+
+    It is what a map adds to the differential entropy of its input where it has at least as many outputs. Of a wide one,
+    with fewer, it is the output's entropy less that of r independent coordinates of the input.
 
     Source: theory.md C2.
 

@@ -195,7 +195,7 @@ def numbers(conditions: Sequence[Condition]) -> dict[str, float]:
         "matrices": float(len(conditions)),
         "parameters": float(sum(each.parameters for each in conditions)),
         "singular": float(sum(math.isinf(each.kappa) for each in conditions)),
-        "bounded": float(sum(not each.exact for each in conditions)),
+        "bounded": float(sum(each.rank is None for each in conditions)),
         "kappa/highest": max(each.kappa for each in conditions),
         "kappa/lowest": min(each.kappa for each in conditions),
     }

@@ -61,6 +61,7 @@ class Candidate:
         relative: Over the median of Gaussian matrices of its shape; the mean of its experts'.
         exact: Whether ``kappa`` is known; otherwise it is a lower bound.
         digest: sha256 of its values.
+        zeros: Whether a matrix of it is one of zeros, of which nothing else is known.
     """
 
     name: str
@@ -70,6 +71,7 @@ class Candidate:
     relative: float
     exact: bool
     digest: str
+    zeros: bool = False
 
 
 @dataclass(frozen=True)
@@ -82,7 +84,7 @@ class Selection:
         seed: Of a random order.
         chosen: The tensors, in the order they were taken.
         candidates: How many there were.
-        unknown: Tensors left out because only a bound of their condition number is known.
+        unknown: Tensors left out because only a bound of their condition number is known, or a matrix is one of zeros.
     """
 
     order: Order
@@ -188,6 +190,7 @@ def candidates_of(conditions: Sequence[Condition]) -> list[Candidate]:
             sum(part.relative for part in parts) / len(parts),
             all(part.exact for part in parts),
             parts[0].digest,
+            any(part.rank == 0 for part in parts),
         )
         for name, parts in tensors.items()
     ]
@@ -230,8 +233,10 @@ def select(
     open_to = [each for each in named if each.exact]
     if not open_to:
         why = f"include={list(include)}, exclude={list(exclude)}, embeddings={embeddings}"
-        bound = f"; of {len(named)} only a bound is known: raise max_dim" if named else ""
-        raise AtomsError(f"no tensor of {len(candidates)} may be chosen ({why}){bound}")
+        zeros = sum(each.zeros for each in named)
+        bound = f"; of {len(named) - zeros} only a bound is known: raise max_dim" if len(named) > zeros else ""
+        none = f"; {zeros} hold a matrix of zeros, by which nothing is chosen: change the patterns" if zeros else ""
+        raise AtomsError(f"no tensor of {len(candidates)} may be chosen ({why}){bound}{none}")
     chosen = _within(_ordered(open_to, order, seed), budget)
     if not chosen:
         least = min(each.parameters for each in open_to)

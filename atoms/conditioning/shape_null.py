@@ -53,8 +53,14 @@ def shape_null(rows: int, columns: int, seed: int = 0) -> ShapeNull:
     return _drawn(max(rows, columns), min(rows, columns), seed)
 
 
-@cache
-def _drawn(m: int, n: int, seed: int) -> ShapeNull:
+def draw_null(m: int, n: int, seed: int) -> ShapeNull:
+    """What `shape_null` says, drawn anew.
+
+    Args:
+        m: The larger side.
+        n: The smaller one.
+        seed: Of the draws.
+    """
     rng = np.random.default_rng([seed, m, n])
     kappas = np.sort([_extremes(*_bidiagonal(m, n, rng)) for _ in range(_DRAWS)])
     # Means over all singular values grow with the shape and hardly fluctuate: those of a large shape are those of a
@@ -69,6 +75,9 @@ def _drawn(m: int, n: int, seed: int) -> ShapeNull:
         effective_rank=times * float(np.mean([effective_rank(values) for values in spectra])),
         entropy_loss=times * float(np.mean([entropy_loss(values) for values in spectra])),
     )
+
+
+_drawn = cache(draw_null)
 
 
 def _bidiagonal(m: int, n: int, rng: np.random.Generator) -> tuple[NDArray[np.float64], NDArray[np.float64]]:

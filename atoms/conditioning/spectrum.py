@@ -9,8 +9,9 @@ import numpy as np
 import scipy.linalg
 import torch
 from torch import Tensor
+from torch.linalg import LinAlgError  # type: ignore[attr-defined]
 
-from atoms.errors import AtomsError
+from atoms.errors import AtomsError, first_line
 
 _TALL = 1.5  # from this aspect on the smaller Gram matrix is cheaper than the matrix
 _TRUSTED = 1e-6  # relative error of the smallest singular value up to which the Gram matrix is believed
@@ -61,7 +62,7 @@ def spectrum(matrix: Tensor, max_dim: int | None = None, seed: int = 0) -> Spect
         seed: Start of the bounds.
 
     Raises:
-        AtomsError: If it is no matrix, empty, zero, or not finite.
+        AtomsError: If it is no matrix, empty, zero, or not finite, or its decomposition does not converge.
     """
     _require_matrix(matrix)
     if max_dim is not None and min(matrix.shape) > max_dim:
@@ -71,7 +72,10 @@ def spectrum(matrix: Tensor, max_dim: int | None = None, seed: int = 0) -> Spect
     many = tall.shape[0] >= _TALL * tall.shape[1]
     values = _by_gram(tall, unit) if many else None
     if values is None:
-        values = torch.linalg.svdvals(_triangular(tall, unit) if many else tall.double() / unit).cpu()
+        try:
+            values = torch.linalg.svdvals(_triangular(tall, unit) if many else tall.double() / unit).cpu()
+        except LinAlgError as error:
+            raise AtomsError(f"its singular values were not found ({first_line(error)})") from error
     norm = values.square().sum().sqrt().item()
     values = torch.where(values > _floor(values), values, 0.0) * unit
     return Spectrum(_shape(matrix), norm * unit, values[0].item(), values[-1].item(), values)
@@ -138,28 +142,37 @@ def _require_matrix(matrix: Tensor) -> None:
 
 
 def _by_gram(tall: Tensor, unit: float) -> Tensor | None:
-    """Singular values from the Gram matrix, descending on the CPU; None where rounding may have spoilt the smallest."""
+    """Singular values from the Gram matrix, descending on the CPU.
+
+    None where rounding may have spoilt the smallest, or none were found.
+    """
     n = tall.shape[1]
     gram = torch.zeros(n, n, dtype=torch.float64, device=tall.device)
     for part in _parts(tall):
         block = part.double() / unit
         gram.addmm_(block.mT, block)
-    squares = torch.linalg.eigvalsh(gram).flip(0).cpu()
+    try:
+        squares = torch.linalg.eigvalsh(gram).flip(0).cpu()
+    except LinAlgError:
+        return None
     error = 4 * n**0.5 * torch.finfo(torch.float64).eps * squares[0]  # of each square; measured: a tenth of it
     return squares.sqrt() if bool(squares[-1] * 2 * _TRUSTED > error) else None
 
 
 def _triangular(tall: Tensor, unit: float) -> Tensor:
     """R of ``tall = Q R``: the same singular values, to float64's accuracy."""
-    factor = torch.empty(0, tall.shape[1], dtype=torch.float64, device=tall.device)
-    for part in _parts(tall):
-        factor = torch.linalg.qr(torch.cat([factor, part.double() / unit]), mode="r").R
+    n = tall.shape[1]
+    factor = torch.empty(0, n, dtype=torch.float64, device=tall.device)
+    # Fewer rows than the factor has would cost as much each time and save no memory to speak of.
+    for part in _parts(tall, least=n):
+        factor = torch.cat([factor, part.double() / unit])
+        factor = torch.linalg.qr(factor, mode="r").R
     return factor
 
 
-def _parts(matrix: Tensor) -> Sequence[Tensor]:
-    """Its rows in parts that can be converted at once."""
-    return torch.split(matrix, max(1, _BLOCK // matrix.shape[1]))
+def _parts(matrix: Tensor, least: int = 1) -> Sequence[Tensor]:
+    """Its rows in parts that can be converted at once, of no fewer rows than ``least``."""
+    return torch.split(matrix, max(least, _BLOCK // matrix.shape[1]))
 
 
 def _unit(matrix: Tensor) -> float:

@@ -22,6 +22,7 @@ MAX_DIM = 16_384
 SNR = 100.0
 SMALL = 512
 """Matrices of no more dimensions gain little from a second thread, and beside another process lose tenfold by it."""
+_FEW = 2**21  # values up to which products with a small side are as small as that; a table of tokens has more
 
 
 @dataclass(frozen=True)
@@ -42,8 +43,9 @@ class Condition:
         kappa_null: Median condition number of Gaussian matrices of this shape.
         relative: ``kappa / kappa_null``.
         norm: Frobenius norm.
-        rank: Singular values that are not 0 in float64.
-        log_volume: What the map adds to the entropy of its input.
+        rank: Singular values that are not 0 in float64; None where there are only bounds.
+        log_volume: What the map adds to the entropy of its input where it has at least as many outputs; where it has
+            fewer, the output's entropy less that of as many independent coordinates of the input.
         entropy_loss: Entropy lost against equal singular values of the same norm.
         entropy_loss_null: Mean of it for Gaussian matrices of this shape.
         loss_bound: What `kappa` alone says it is at least.
@@ -109,7 +111,7 @@ def survey(
     """
     found: list[Condition] = []
     for weight in weights:
-        with threads_for(min(weight.matrix_shape)):
+        with threads_for(*weight.matrix_shape):
             found += _surveyed(weight, max_dim, snr, device)
         done(weight)
     return found
@@ -130,13 +132,24 @@ def _surveyed(weight: Weight, max_dim: int | None, snr: float, device: torch.dev
     return found
 
 
-def threads_for(dimensions: int) -> AbstractContextManager[None]:
-    """Computing on one thread where matrices are small, on all otherwise.
+def small(rows: int, columns: int) -> bool:
+    """Whether a matrix is so small that one thread is enough.
 
     Args:
-        dimensions: The smaller one of the matrices.
+        rows: Outputs.
+        columns: Inputs.
     """
-    return one_thread() if dimensions <= SMALL else nullcontext()
+    return min(rows, columns) <= SMALL and rows * columns <= _FEW
+
+
+def threads_for(rows: int, columns: int) -> AbstractContextManager[None]:
+    """Computing on one thread where a matrix is `small`, on all otherwise.
+
+    Args:
+        rows: Outputs.
+        columns: Inputs.
+    """
+    return one_thread() if small(rows, columns) else nullcontext()
 
 
 def cost(weights: Sequence[Weight], max_dim: int | None = MAX_DIM) -> list[float]:
@@ -157,7 +170,7 @@ def _operations(rows: int, columns: int, max_dim: int | None) -> float:
 
 
 def _zero(matrix: Tensor) -> Spectrum:
-    """Of a matrix without a value, such as an adapter's before it is trained: singular, and nothing else to be said."""
+    """Of a matrix of zeros, such as an adapter's before it is trained: of rank 0, and nothing else to be said."""
     return Spectrum((matrix.shape[0], matrix.shape[1]), 0.0, 0.0, 0.0, None)
 
 
@@ -183,7 +196,7 @@ def _condition(weight: Weight, expert: int | None, seen: Spectrum, snr: float, m
         kappa_null=null.kappa,
         relative=kappa / null.kappa,
         norm=seen.norm,
-        rank=seen.rank,
+        rank=seen.rank if seen.norm else 0,
         log_volume=of(measures.log_volume),
         entropy_loss=of(measures.entropy_loss),
         entropy_loss_null=null.entropy_loss,

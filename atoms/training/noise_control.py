@@ -20,6 +20,8 @@ from atoms.silent_trainer import silent_trainer
 from atoms.training.module import TSAEModule
 from atoms.training.progress_bar import FitProgress
 
+_LENGTHS = ("max_steps", "max_epochs")
+
 
 def train_on_noise(
     settings: dict[str, Any], data: ActivationDataModule, folder: Path, trainer_settings: dict[str, Any], seed: int = 0
@@ -49,7 +51,7 @@ def train_on_noise(
         AtomsError: If the settings name a site the store does not hold, or none of the training's length, or the disk
             refuses.
     """
-    lengths = {name: trainer_settings.get(name) for name in ("max_steps", "max_epochs")}
+    lengths = {name: trainer_settings.get(name) for name in _LENGTHS}
     given = [f"{number:,} {name[4:]}" for name, number in lengths.items() if number is not None and number >= 0]
     if not given:
         raise AtomsError(
@@ -74,8 +76,9 @@ def train_on_noise(
     found.require_equal(spec, folder)
     # No row of the noise may be left out: the number of steps follows from the number of rows.
     noise_data = ActivationDataModule(store=str(folder), **{**data.order_settings(), "max_norm": None})
-    length = {"max_steps": -1, **{key: value for key, value in trainer_settings.items() if value is not None}}
-    trainer = silent_trainer({**length, "num_sanity_val_steps": 0, "limit_val_batches": 0}, [FitProgress("noise")])
+    place = {key: value for key, value in trainer_settings.items() if value is not None and key not in _LENGTHS}
+    length = {"max_steps": -1, **{key: value for key, value in lengths.items() if value is not None}}
+    trainer = silent_trainer(place, [FitProgress("noise")], **length, num_sanity_val_steps=0, limit_val_batches=0)
     trainer.fit(module, datamodule=noise_data)
     whole = {name: module.member(name).sae.whole() for name in module.configs}
     return {name: sae.cpu().requires_grad_(False) for name, sae in whole.items() if sae is not None}, noise_data
