@@ -26,6 +26,7 @@ import yaml
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
+from atoms.activations.language_model import quiet_transformers
 from atoms.activations.text import StdlibDocstrings, document_order
 from atoms.activations.tokenised import tokenise
 from atoms.cli import main as atoms
@@ -89,11 +90,12 @@ def pretrain(settings: dict, passes: int) -> None:
             schedule.step()
             optimizer.zero_grad()
             meter.advance(ids.numel())
-    print(f"training loss of the last batch {float(total.detach() / count):.3f} nats a token")
+    print(f"training loss of the last batch {float((total / count).detach()):.3f} nats a token")
     folder = Path(settings["model"]["name"])
     partial = folder.with_name(f".{folder.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
-    module.model.save_pretrained(partial)
+    with quiet_transformers():
+        module.model.save_pretrained(partial)
     tokenizer.save_pretrained(partial)
     (partial / MADE_OF).write_text(json.dumps(made_of(settings, passes)))
     partial.rename(folder)
