@@ -125,10 +125,10 @@ def tune(built: Any, asked: dict[str, Any]) -> Found:
     bench, plans, seconds = _prepare(built, arms)
     recipe = bench.recipe
     folder, first = bench.folder, is_first_rank()
-    claim(folder, _identity(built, bench.model))
     total = len(arms) * (len(recipe.learning_rates) + recipe.seeds) * bench.tokens_per_run
     if first:
         _say_cost(built, bench, plans, total, seconds)
+    claim(folder, _identity(built, bench.model))
     logged = _Log(built, bench) if first else None
     try:
         searched, runs = _run_all(bench, arms, Meter("tune", total, enabled=first), logged)
