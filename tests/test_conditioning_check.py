@@ -310,6 +310,9 @@ def test_two_atoms_attain_the_bound(cosine):
     assert claim.nulls == {"random atoms": pytest.approx(1)}
     assert section.numbers["slack_max"] == pytest.approx(1)
     assert section.numbers["growth_max"] == pytest.approx(math.sqrt(1.3 / 0.7))
+    even = math.exp(-(0.65 * math.log(0.65) + 0.35 * math.log(0.35))) / 2  # of eigenvalues 1.3 and .7
+    assert section.numbers["support_rank_q05"] == section.numbers["support_rank_q50"] == pytest.approx(even)
+    assert section.numbers["support_rank_random_q50"] == pytest.approx(even)
 
 
 @settings(deadline=None, max_examples=25)

@@ -34,8 +34,10 @@ def test_extremes_are_those_of_every_gram_matrix(seed, sizes, memory):
     supports = [torch.from_numpy(draw.permutation(20)[:size]) for size in sizes]
     found = extremes(unit, supports, torch.arange(len(sizes)).unsqueeze(1), memory)
     assert found.k.tolist() == sizes
-    for support, low, high in zip(supports, found.lowest, found.highest, strict=True):
+    for support, low, high, rank in zip(supports, found.lowest, found.highest, found.effective_rank, strict=True):
         values = np.linalg.eigvalsh((unit[support] @ unit[support].T).numpy())
+        shares = values[values > 1e-12] / len(support)
+        assert rank.item() == pytest.approx(np.exp(-(shares * np.log(shares)).sum()), rel=1e-9)
         assert low.item() == pytest.approx(max(values[0], 0), abs=1e-12)
         assert high.item() == pytest.approx(values[-1], abs=1e-12)
     assert found.singular.tolist() == [size > 8 for size in sizes]
@@ -47,6 +49,7 @@ def test_where_supports_are_large_evenly_many_are_solved(monkeypatch):
     found = extremes(unit, supports, torch.arange(10).unsqueeze(1), 64)
     assert found.rows.squeeze(1).tolist() == [0, 2, 4, 6, 8]
     assert found.delta.max() < 1e-12
+    assert found.effective_rank.tolist() == pytest.approx([4] * 5)
 
 
 def test_the_oracle_is_measured_within_its_bounds():

@@ -28,12 +28,14 @@ _SOURCE = "Towards Atoms (arXiv 2509.20784), T2; Gershgorin; Tropp 2004"
 
 @dataclass(frozen=True, eq=False)
 class Extremes:
-    """Extreme eigenvalues of Gram matrices of unit atoms, ``D_T D_Tᵀ``.
+    """Extreme eigenvalues of Gram matrices of unit atoms, ``D_T D_Tᵀ``, and how even all of them are.
 
     Attributes:
         k: Atoms of each support, (supports,) int64.
         lowest: Least eigenvalue, (supports,) float64; 0 where there are more atoms than dimensions.
         highest: Largest one, (supports,) float64.
+        effective_rank: Exponential of the entropy of all of them as shares of their sum (Roy and Vetterli 2007),
+            (supports,) float64; k for orthogonal atoms.
         rows: Row, or two rows, of which the support is, (supports, 1 or 2) int64; empty in the second dimension for
             random supports.
     """
@@ -41,6 +43,7 @@ class Extremes:
     k: Tensor
     lowest: Tensor
     highest: Tensor
+    effective_rank: Tensor
     rows: Tensor
 
     @property
@@ -181,7 +184,7 @@ def isometry_claim(separability: Separability, levels: SparsityLevels, level: st
 
 
 def extremes(directions: Tensor, supports: Sequence[Tensor], rows: Tensor, memory_mib: int) -> Extremes:
-    """Extreme eigenvalues of the Gram matrices of supports; of evenly many of them where all would take too long.
+    """Eigenvalues of the Gram matrices of supports; of evenly many of them where all would take too long.
 
     Args:
         directions: Unit atoms (A, H) float64.
@@ -195,8 +198,7 @@ def extremes(directions: Tensor, supports: Sequence[Tensor], rows: Tensor, memor
     count = len(supports) if work <= _WORK else max(1, int(len(supports) * _WORK / work))
     chosen = spread(torch.arange(len(supports)), count)
     sizes, rows = sizes[chosen], rows[chosen]
-    lowest = torch.zeros(count, dtype=torch.float64)
-    highest = torch.zeros(count, dtype=torch.float64)
+    lowest, highest, rank = torch.zeros(3, count, dtype=torch.float64)
     order = sizes.argsort()
     for lines in (order[sizes[order] <= width], order[sizes[order] > width]):
         if not len(lines):
@@ -204,26 +206,31 @@ def extremes(directions: Tensor, supports: Sequence[Tensor], rows: Tensor, memor
         # Sorted by size, blocks are padded little; the last one's size holds for all.
         each = int(sizes[lines[-1]]) * 3 * width * 8
         for block in torch.split(lines, max(1, min(256, memory_mib * 2**20 // (2 * each)))):
-            low, high = _extremes(directions, [supports[int(chosen[line])] for line in block])
-            lowest[block], highest[block] = low.cpu(), high.cpu()
-    return Extremes(sizes, lowest, highest, rows)
+            seen = _extremes(directions, [supports[int(chosen[line])] for line in block])
+            lowest[block], highest[block], rank[block] = (values.cpu() for values in seen)
+    return Extremes(sizes, lowest, highest, rank, rows)
 
 
-def _extremes(directions: Tensor, supports: list[Tensor]) -> tuple[Tensor, Tensor]:
-    """Least and largest eigenvalue of the Gram matrix of each support, (supports,) float64 each.
+def _extremes(directions: Tensor, supports: list[Tensor]) -> tuple[Tensor, Tensor, Tensor]:
+    """Least and largest eigenvalue and effective rank of the Gram matrix of each support, (supports,) float64 each.
 
     Either no support holds more atoms than dimensions, or all do.
     """
     padded = torch.nn.utils.rnn.pad_sequence(supports, batch_first=True, padding_value=-1).to(directions.device)
     chosen = directions[padded.clamp_min(0)] * (padded >= 0).unsqueeze(2)
     if len(supports[0]) > directions.shape[1]:  # the other product has the same eigenvalues but for zeros
-        highest = torch.linalg.eigvalsh(chosen.mT @ chosen)[:, -1]
-        return torch.zeros_like(highest), highest
+        values = torch.linalg.eigvalsh(chosen.mT @ chosen).clamp_min(0)
+        rank = torch.special.entr(values / values.sum(1, keepdim=True)).sum(1).exp()
+        return torch.zeros_like(rank), values[:, -1], rank
     gram = chosen @ chosen.mT
     # Padding adds eigenvalues of one; the mean eigenvalue is one, so the extremes stay.
     gram.diagonal(dim1=1, dim2=2).masked_fill_(padded < 0, 1.0)
-    values = torch.linalg.eigvalsh(gram)
-    return values[:, 0].clamp_min(0), values[:, -1]
+    values = torch.linalg.eigvalsh(gram).clamp_min(0)
+    padding = (padded < 0).sum(1)
+    total = values.sum(1) - padding
+    # Each eigenvalue of padding adds the entropy of a share of one over the total.
+    entropy = torch.special.entr(values / total[:, None]).sum(1) - padding * torch.special.entr(1 / total)
+    return values[:, 0], values[:, -1], entropy.exp()
 
 
 def _measured(name: str, what: str, found: Extremes) -> Claim:
@@ -301,6 +308,7 @@ def _tables(own: Isometry, separability: Separability | None) -> dict[str, dict[
             "k": found.k.double().tolist(),
             "lowest": found.lowest.tolist(),
             "highest": found.highest.tolist(),
+            "effective_rank": found.effective_rank.tolist(),
         }
         if separability is not None:
             tables[name]["kappa_bound"] = [condition_bound(int(k), separability.maximum) for k in found.k]

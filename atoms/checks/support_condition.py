@@ -102,6 +102,8 @@ class SupportCondition:
             found |= {
                 f"growth{name}_{at}": at_share(growth, q) for at, q in (("q50", 0.5), ("q95", 0.95), ("max", 1.0))
             }
+            ranks = (what.effective_rank / what.k)[self.several].sort().values
+            found |= {f"support_rank{name}_{at}": at_share(ranks, q) for at, q in (("q05", 0.05), ("q50", 0.5))}
         return found | {"worse_than_random": self._worse_than_random()}
 
     def claim(self) -> Claim:

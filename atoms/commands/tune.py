@@ -122,12 +122,12 @@ def tune(built: Any, asked: dict[str, Any]) -> Found:
         AtomsError: If it cannot be run.
     """
     arms = _arms(built)
-    bench, plans, seconds = _prepare(built, arms)
+    bench, plans, seconds, stored = _prepare(built, arms)
     recipe = bench.recipe
     folder, first = bench.folder, is_first_rank()
     total = len(arms) * (len(recipe.learning_rates) + recipe.seeds) * bench.tokens_per_run
     if first:
-        _say_cost(built, bench, plans, total, seconds)
+        _say_cost(built, bench, plans, total, seconds, stored)
     claim(folder, _identity(built, bench.model))
     logged = _Log(built, bench) if first else None
     try:
@@ -198,8 +198,8 @@ def _arms(built: Any) -> list[str]:
     return names
 
 
-def _prepare(built: Any, arms: list[str]) -> tuple[Bench, list[Plan], float]:
-    """Everything that all runs share, what each arm trains, and the seconds that a forward takes for a token."""
+def _prepare(built: Any, arms: list[str]) -> tuple[Bench, list[Plan], float, int]:
+    """Everything that all runs share, what each arm trains, seconds of a forward for a token, bytes of the model."""
     trainer = make_trainer(built.trainer.as_dict(), [])
     if built.recipe.batch_size % trainer.world_size:
         raise AtomsError(
@@ -247,7 +247,7 @@ def _prepare(built: Any, arms: list[str]) -> tuple[Bench, list[Plan], float]:
         plans.append([plan(ARMS[name], model, candidates, built.budget, seed) for seed in draws][-1])
     if is_first_rank():
         _say_plans(plans, built.budget.of(candidates), text)
-    return bench, plans, seconds
+    return bench, plans, seconds, sum(each.nbytes for each in model.parameters())
 
 
 def _require_mixed(model: nn.Module, precision: str) -> None:
@@ -282,7 +282,7 @@ def _say_plans(plans: list[Plan], wanted: int, text: Text) -> None:
         print(f"arm      {each.arm.name}: {each.trained:,} parameters{tensors}{rank}{said}")
 
 
-def _say_cost(built: Any, bench: Bench, plans: list[Plan], total: int, seconds: float) -> None:
+def _say_cost(built: Any, bench: Bench, plans: list[Plan], total: int, seconds: float, stored: int) -> None:
     recipe = bench.recipe
     runs = len(plans) * (len(recipe.learning_rates) + recipe.seeds)
     asked = {name: getattr(bench.text, name).take(recipe.eval_tokens).tokens for name in LOSSES}
@@ -294,16 +294,14 @@ def _say_cost(built: Any, bench: Bench, plans: list[Plan], total: int, seconds: 
         f"cost     {runs} runs of {recipe.steps} steps, {total:,} tokens to learn from and {measured:,} to measure on"
         f", about {duration(seconds * (3 * total + measured))} on one device"
     )
-    parameters = sum(each.parameters for each in bench.candidates)
-    weights = parameters * (4 if built.model.dtype == "float32" else 2)
     trained = 16 * max(each.trained for each in plans)
-    print(f"memory   {size(weights)} for the model, beside activations; {size(trained)} for what the largest arm")
+    print(f"memory   {size(stored)} for the model, beside activations; {size(trained)} for what the largest arm")
     print("         trains, with gradients and two moments in float32")
     if built.trainer.accelerator == "cpu" or not torch.cuda.is_available():
         fix = "set model.dtype to bfloat16, lower budget, leave full out of arms, or name a smaller model"
-        require_memory(weights + trained, "the model with what is trained of it", fix)
+        require_memory(stored + trained, "the model with what is trained of it", fix)
     if bench.keep:
-        print(f"disk     {size(4 * parameters * len(plans))} for the models in {built.output}/models")
+        print(f"disk     {size(len(plans) * (stored + trained // 4))} at most for the models in {built.output}/models")
 
 
 def _identity(built: Any, model: ResolvedModel) -> dict[str, Any]:

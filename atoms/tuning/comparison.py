@@ -141,10 +141,11 @@ def compare(
         The comparison; None if they share no seed or one of them never lowers the loss on some seed.
     """
     seeds = sorted(runs[arm].keys() & runs[reference].keys())
-    if not seeds:
+    curves = [runs[name][seed] for name in (arm, reference) for seed in seeds]
+    if not seeds or any(len(descent(curve, axis)[0]) < 2 for curve in curves):
         return None
-    level = common_level([runs[name][seed] for name in (arm, reference) for seed in seeds], axis, depth)
-    if any(level >= runs[name][seed].losses[axis][0] for name in (arm, reference) for seed in seeds):
+    level = common_level(curves, axis, depth)
+    if any(level >= curve.losses[axis][0] for curve in curves):
         return None
     ours, theirs = (
         np.array([forgetting_at(runs[name][seed], axis, level) for seed in seeds]) for name in (arm, reference)
